@@ -1,0 +1,71 @@
+"""Train a GCN (Kipf & Welling, ICLR 2017) on Cora, or on your own graph: python train_gcn.py [--help]"""
+import argparse
+import sys
+import time
+
+import jax
+import numpy as np
+
+from minignn import CORA, GCN, check, evaluate, load_graph, shard_graph, train
+
+
+def parser(description, hidden, dropout, lr, epochs, patience, paper):
+    """The flags that both scripts share, with the paper's values as defaults."""
+    flags = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    flags.error = fail
+    def add(name, kind, default, text):
+        flags.add_argument(name, type=kind, default=default, metavar=kind.__name__.upper(), help=f"{text} [%(default)s]")
+    add("--data", str, str(CORA), "an .npz file: x, edge_index, y, train_mask, val_mask, test_mask; the bundled Cora")
+    add("--seed", int, 0, "of the first run; the next runs count on from it")
+    add("--runs", int, 1, "train so many seeds in turn and print the mean accuracy; the papers did 100")
+    add("--epochs", int, epochs, f"at most; {paper}")
+    add("--hidden", int, hidden, f"hidden units (of each head, for the GAT); {paper}")
+    add("--dropout", float, dropout, f"the fraction that is dropped, in [0, 1); {paper}")
+    add("--lr", float, lr, f"Adam's step size; {paper}")
+    add("--weight-decay", float, 5e-4, f"the factor of the L2 penalty; {paper}")
+    add("--patience", int, patience, f"epochs without progress on the validation nodes before it stops; {paper}")
+    add("--log-every", int, None, "epochs from one line to the next, 0 for none [10, and 0 with --runs]:")
+    flags.add_argument("--no-normalize", action="store_true", help="leave the rows of x as they are; both papers "
+                       "divide each row by its sum")
+    return flags
+
+
+def fail(message):
+    """One line on stderr, exit status 2."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def run(args, make_model, **recipe):
+    """Load the graph, train make_model(number of classes) on it for each seed, print the test accuracy."""
+    try:
+        check(runs=args.runs)
+        graph = load_graph(args.data, normalize=not args.no_normalize)
+        model = make_model(len(graph.class_names))
+        print(f"{args.data}: {len(graph.y)} nodes, {len(graph.adj.rows) - len(graph.y)} edges, {graph.x.shape[1]} "
+              f"features, {len(graph.class_names)} classes; {len(graph.train)} training, {len(graph.val)} validation "
+              f"and {len(graph.test)} test nodes", flush=True)
+        check(test_nodes=len(graph.test))
+        if jax.device_count() > 1:
+            graph = shard_graph(graph, jax.make_mesh((jax.device_count(),), ("edges",)))
+        log_every = (10 if args.runs == 1 else 0) if args.log_every is None else args.log_every
+        accuracies = []
+        for seed in range(args.seed, args.seed + args.runs):
+            start = time.perf_counter()
+            params, history = train(
+                model, graph, jax.random.key(seed), epochs=args.epochs, step_size=args.lr, log_every=log_every,
+                weight_decay=args.weight_decay, patience=args.patience, **recipe)
+            accuracies.append(float(evaluate(model[1], params, graph)[2, 1]))
+            mean, std = np.mean(accuracies), np.std(accuracies)
+            if args.runs > 1:
+                print(f"run {len(accuracies):3d} | seed {seed} | {len(history['val_loss'])} epochs, "
+                      f"{time.perf_counter() - start:.1f} s | test accuracy {accuracies[-1]:.4f} | so far {mean:.4f} "
+                      f"± {std:.4f}", flush=True)
+    except (ValueError, OSError, FloatingPointError) as error:
+        fail(error)
+    print(f"test accuracy: {mean:.4f}" + (f" ± {std:.4f} over {args.runs} runs" if args.runs > 1 else ""))
+
+
+if __name__ == "__main__":
+    args = parser(__doc__, hidden=16, dropout=0.5, lr=0.01, epochs=200, patience=10, paper="as in the paper").parse_args()
+    run(args, lambda nclass: GCN(args.hidden, nclass, args.dropout))
