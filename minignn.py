@@ -469,14 +469,14 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4, pena
     check(epochs=epochs, patience=patience, log_every=log_every, step_size=step_size, weight_decay=weight_decay)
     check(validation_nodes=len(graph.val))  # the stopping rule needs them
     init_fun, apply_fun = model
-    init_rng, dropout_rng = jax.random.split(rng)
+    init_rng, drop_rng = jax.random.split(rng)
     once = {"xla_backend_optimization_level": 0}  # compile in half the time what runs a single time
     _, params = jax.jit(init_fun, static_argnums=1, compiler_options=once)(init_rng, graph.x.shape)
     state = adam(step_size)[0](params)
     history = {"train_loss": [], "train_accuracy": [], "val_loss": [], "val_accuracy": []}
     clock, last_progress = [time.perf_counter()], 0
     for epoch in range(1, epochs + 1):
-        params, state = update(apply_fun, penalise_all, params, state, graph, dropout_rng, epoch, step_size, weight_decay)
+        params, state = update(apply_fun, penalise_all, params, state, graph, drop_rng, epoch, step_size, weight_decay)
         numbers = np.asarray(evaluate(apply_fun, params, graph))[:2].ravel()                    # train, val
         for values, number in zip(history.values(), numbers):
             values.append(number)

@@ -482,7 +482,12 @@ def dense_attention(params, x, mask, last_layer=False):
 
 @layer_graphs
 @pytest.mark.parametrize("form", [lambda a: a, plain], ids=["grouped", "four fields"])
-def test_layers_equal_their_dense_form_in_output_and_gradients(name, form, tolerance):
+def test_layers_equal_their_dense_form_in_output_and_gradients(name, form):
+    with x64():
+        check_against_dense(name, form, 1e-10)
+
+
+def check_against_dense(name, form, tolerance):
     n = GRAPHS[name][0]
     x, adj = jnp.asarray(normal(n, 4)), form(normalize_adjacency(edge_index(name), n))
     full = jnp.asarray(dense(adj))
@@ -681,16 +686,17 @@ def test_accuracy_is_the_fraction_of_right_classes():
 
 @pytest.mark.parametrize("settings", [{}, dict(b1=0.5, b2=0.9, eps=1e-2)])
 def test_adam_is_jaxs_for_100_steps_on_any_pytree(settings):
-    params = {"list": [normal(3, 2), (normal(4, seed=1), 0.5)], "dict": {"tuple": (normal(2, 2, seed=2),)}, "scalar": -2.0}
-    grad = jax.grad(lambda p: sum(jnp.sum(jnp.sin(3 * leaf) + leaf ** 4) for leaf in jax.tree.leaves(p)))
-    init, update = adam(0.05, **settings)
-    their_init, their_update, get_params = optimizers.adam(0.05, **settings)
-    grad, update, their_update = map(jax.jit, (grad, update, their_update))
-    ours, state, theirs = params, init(params), their_init(params)
-    for step in range(100):
-        ours, state = update(grad(ours), state, ours)
-        theirs = their_update(step, grad(get_params(theirs)), theirs)
-        jax.tree.map(lambda a, b: close(a, b, 2e-5), ours, get_params(theirs))
+    with x64():
+        params = {"list": [normal(3, 2), (normal(4, seed=1), 0.5)], "tuple": (normal(2, 2, seed=2),), "scalar": -2.0}
+        grad = jax.grad(lambda p: sum(jnp.sum(jnp.cosh(leaf - 0.3)) for leaf in jax.tree.leaves(p)))
+        init, update = adam(0.05, **settings)
+        their_init, their_update, get_params = optimizers.adam(0.05, **settings)
+        grad, update, their_update = map(jax.jit, (grad, update, their_update))
+        ours, state, theirs = params, init(params), their_init(params)
+        for step in range(100):
+            ours, state = update(grad(ours), state, ours)
+            theirs = their_update(step, grad(get_params(theirs)), theirs)
+            jax.tree.map(lambda a, b: close(a, b, 1e-10), ours, get_params(theirs))
     assert jax.tree.structure(ours) == jax.tree.structure(params)
 
 
@@ -851,7 +857,7 @@ x, rng = np.random.default_rng(0).random((50, 9)), np.random.default_rng(1)
 x[x < 0.6] = 0                                  # entry counts that 4 does not divide
 masks = [np.arange(50) % 3 == i for i in range(3)]
 graph = make_graph(x, rng.integers(0, 50, (2, 118)), rng.integers(0, 3, 50), *masks)
-mesh = jax.make_mesh((4,), ("edges",))
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ("edges",))
 sharded = shard_graph(graph, mesh)
 assert len(graph.adj.rows) % 4 and len(graph.x.rows) % 4 and jax.device_count() == 4
 assert [shard.data.shape for shard in sharded.adj.rows.addressable_shards] == [(-(-len(graph.adj.rows) // 4),)] * 4
@@ -860,10 +866,9 @@ for (init_fun, apply_fun), scale in ((GCN(8, 3), 1), (GAT([4, 1], [5], 3), 1), (
     for rng in None, jax.random.key(1):
         loss = lambda params, graph: cross_entropy(apply_fun(params, graph.x, graph.adj, rng), jnp.maximum(graph.y, 0))
         one, four = (jax.jit(jax.value_and_grad(loss))(params, g) for g in (graph, sharded))
-        if rng is None:                         # with dropout, the padding shifts the masks of a Sparse
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5 * scale, atol=1e-5 * scale), one, four)
-            logits = [jax.jit(apply_fun)(params, g.x, g.adj) for g in (graph, sharded)]
-            np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5 * scale, atol=1e-5 * scale), one, four)
+        logits = [jax.jit(apply_fun)(params, g.x, g.adj, rng) for g in (graph, sharded)]
+        np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5 * scale)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(four))
     state = adam(0.01)[0](params)
     text = update.lower(apply_fun, True, params, state, sharded, rng, 1, 0.01, 5e-4).compile().as_text()
@@ -881,11 +886,12 @@ import sys, jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 if len(sys.argv) > 1:
     jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+import numpy as np
 from minignn import *
 graph = load_graph()
 if len(sys.argv) > 1:
     assert jax.process_count() == 2
-    graph = shard_graph(graph, jax.make_mesh((2,), ("edges",)))
+    graph = shard_graph(graph, jax.sharding.Mesh(np.array(jax.devices()), ("edges",)))
 _, history = train(GCN(16, 7, 0), graph, jax.random.key(0), epochs=5, log_every=0)
 print(*(f"{loss:.5f}" for loss in history["train_loss"]))
 """
@@ -899,7 +905,7 @@ def test_two_processes_train_to_the_loss_of_one():
     both = [python(code % i) for i in range(2)]
     alone = [float(loss) for loss in output(python(TWO_PROCESSES)).split()]
     for process in both:
-        close([float(loss) for loss in output(process).split()], alone, 2e-5)
+        close([float(loss) for loss in output(process).splitlines()[-1].split()], alone, 2e-5)  # after gloo's own lines
 
 
 # The scripts ----------------------------------------------------------------------------------------------

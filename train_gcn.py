@@ -6,7 +6,7 @@ import time
 import jax
 import numpy as np
 
-from minignn import CORA, GCN, check, evaluate, load_graph, shard_graph, train
+from minignn import CORA, GCN, check, evaluate, load_graph, require, shard_graph, train
 
 
 def parser(description, hidden, dropout, lr, epochs, patience, paper):
@@ -24,7 +24,8 @@ def parser(description, hidden, dropout, lr, epochs, patience, paper):
     add("--lr", float, lr, f"Adam's step size; {paper}")
     add("--weight-decay", float, 5e-4, f"the factor of the L2 penalty; {paper}")
     add("--patience", int, patience, f"epochs without progress on the validation nodes before it stops; {paper}")
-    add("--log-every", int, None, "epochs from one line to the next, 0 for none [10, and 0 with --runs]:")
+    flags.add_argument("--log-every", type=int, metavar="INT", help="epochs from one printed line to the next, 0 for "
+                       "none [10; with --runs 0, a line per run]")
     flags.add_argument("--no-normalize", action="store_true", help="leave the rows of x as they are; both papers "
                        "divide each row by its sum")
     return flags
@@ -40,6 +41,7 @@ def run(args, make_model, **recipe):
     """Load the graph, train make_model(number of classes) on it for each seed, print the test accuracy."""
     try:
         check(runs=args.runs)
+        require(0 <= args.seed < 2 ** 32, "seed", args.seed, "it must be at least 0 and below 2^32")
         graph = load_graph(args.data, normalize=not args.no_normalize)
         model = make_model(len(graph.class_names))
         print(f"{args.data}: {len(graph.y)} nodes, {len(graph.adj.rows) - len(graph.y)} edges, {graph.x.shape[1]} "
@@ -47,7 +49,7 @@ def run(args, make_model, **recipe):
               f"and {len(graph.test)} test nodes", flush=True)
         check(test_nodes=len(graph.test))
         if jax.device_count() > 1:
-            graph = shard_graph(graph, jax.make_mesh((jax.device_count(),), ("edges",)))
+            graph = shard_graph(graph, jax.sharding.Mesh(np.array(jax.devices()), ("edges",)))
         log_every = (10 if args.runs == 1 else 0) if args.log_every is None else args.log_every
         accuracies = []
         for seed in range(args.seed, args.seed + args.runs):

@@ -362,15 +362,16 @@ def overview():
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), gridspec_kw=dict(width_ratios=[1, 1.35], wspace=0.06))
     values, rows = np.asarray(graph.adj.values), np.asarray(graph.adj.rows)
     centre = np.argmax(np.where(candidates(), spread(values, rows), 0))
-    neighbourhood(left, centre, values, "One paper gathers from its neighbours", second_hop=True)
+    neighbourhood(left, centre, values, "A paper gathers from its neighbours", second_hop=True)
+    left.set_anchor("N")
     points = in_two_dimensions("trained")
-    scatter_classes(right, points, size=4)
+    scatter_classes(right, points, size=5)
     for c, name in enumerate(names):
         a, b = np.median(points[y == c], axis=0)
         right.text(a + SHIFT.get(name, (0, 0))[0], b + SHIFT.get(name, (0, 0))[1], name, ha="center", va="center",
                    fontsize=9.5, bbox=dict(boxstyle="round,pad=0.2", facecolor="white", edgecolor=COLORS[c], alpha=0.9))
     right.axis("off")
-    right.set_title(f"All 2708 papers, after a GCN saw 140 labels: {100 * reached:.1f} % of the test papers right")
+    right.set_title(f"A GCN that saw 140 labels: {100 * reached:.1f} % of the test papers right")
     save(figure, "overview.png", dpi=140)
 
 
