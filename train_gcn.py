@@ -1,5 +1,6 @@
 """Train a GCN (Kipf & Welling, ICLR 2017) on Cora, or on your own graph: python train_gcn.py [--help]"""
 import argparse
+import pathlib
 import sys
 import time
 
@@ -14,18 +15,19 @@ def parser(description, hidden, dropout, lr, epochs, patience, paper):
     flags = argparse.ArgumentParser(description=description, allow_abbrev=False)
     flags.error = fail
     def add(name, kind, default, text):
-        flags.add_argument(name, type=kind, default=default, metavar=kind.__name__.upper(), help=f"{text} [%(default)s]")
+        flags.add_argument(name, type=kind, default=default, metavar=kind.__name__.upper(),
+                           help=f"{text} [%(default)s]")
     add("--data", str, str(CORA), "an .npz file: x, edge_index, y, train_mask, val_mask, test_mask; the bundled Cora")
-    add("--seed", int, 0, "of the first run; the next runs count on from it")
-    add("--runs", int, 1, "train so many seeds in turn and print the mean accuracy; the papers did 100")
-    add("--epochs", int, epochs, f"at most; {paper}")
+    add("--seed", int, 0, "the seed of the first run; each next run adds 1")
+    add("--runs", int, 1, "train that many times and print the mean accuracy; both papers: 100")
+    add("--epochs", int, epochs, f"the most epochs to train for; {paper}'s code")
     add("--hidden", int, hidden, f"hidden units (of each head, for the GAT); {paper}")
     add("--dropout", float, dropout, f"the fraction that is dropped, in [0, 1); {paper}")
     add("--lr", float, lr, f"Adam's step size; {paper}")
     add("--weight-decay", float, 5e-4, f"the factor of the L2 penalty; {paper}")
     add("--patience", int, patience, f"epochs without progress on the validation nodes before it stops; {paper}")
     flags.add_argument("--log-every", type=int, metavar="INT", help="epochs from one printed line to the next, 0 for "
-                       "none [10; with --runs 0, a line per run]")
+                       "none [10; 0 when there are several runs]")
     flags.add_argument("--no-normalize", action="store_true", help="leave the rows of x as they are; both papers "
                        "divide each row by its sum")
     return flags
@@ -44,9 +46,9 @@ def run(args, make_model, **recipe):
         require(0 <= args.seed < 2 ** 32, "seed", args.seed, "it must be at least 0 and below 2^32")
         graph = load_graph(args.data, normalize=not args.no_normalize)
         model = make_model(len(graph.class_names))
-        print(f"{args.data}: {len(graph.y)} nodes, {len(graph.adj.rows) - len(graph.y)} edges, {graph.x.shape[1]} "
-              f"features, {len(graph.class_names)} classes; {len(graph.train)} training, {len(graph.val)} validation "
-              f"and {len(graph.test)} test nodes", flush=True)
+        print(f"{pathlib.Path(args.data).name}: {len(graph.y)} nodes, {len(graph.adj.rows) - len(graph.y)} edges, "
+              f"{graph.x.shape[1]} features, {len(graph.class_names)} classes; {len(graph.train)} training, "
+              f"{len(graph.val)} validation and {len(graph.test)} test nodes", flush=True)
         check(test_nodes=len(graph.test))
         if jax.device_count() > 1:
             graph = shard_graph(graph, jax.sharding.Mesh(np.array(jax.devices()), ("edges",)))
@@ -63,11 +65,12 @@ def run(args, make_model, **recipe):
                 print(f"run {len(accuracies):3d} | seed {seed} | {len(history['val_loss'])} epochs, "
                       f"{time.perf_counter() - start:.1f} s | test accuracy {accuracies[-1]:.4f} | so far {mean:.4f} "
                       f"± {std:.4f}", flush=True)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ArithmeticError) as error:  # what minignn raises for bad input
         fail(error)
     print(f"test accuracy: {mean:.4f}" + (f" ± {std:.4f} over {args.runs} runs" if args.runs > 1 else ""))
 
 
 if __name__ == "__main__":
-    args = parser(__doc__, hidden=16, dropout=0.5, lr=0.01, epochs=200, patience=10, paper="as in the paper").parse_args()
+    args = parser(__doc__, hidden=16, dropout=0.5, lr=0.01, epochs=200, patience=10,
+                  paper="as in Kipf & Welling 2017").parse_args()
     run(args, lambda nclass: GCN(args.hidden, nclass, args.dropout))
