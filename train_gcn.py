@@ -20,7 +20,7 @@ def parser(description, hidden, dropout, lr, epochs, patience, paper):
     add("--data", str, str(CORA), "an .npz file: x, edge_index, y, train_mask, val_mask, test_mask; the bundled Cora")
     add("--seed", int, 0, "the seed of the first run; each next run adds 1")
     add("--runs", int, 1, "train that many times and print the mean accuracy; both papers: 100")
-    add("--epochs", int, epochs, f"the most epochs to train for; {paper}'s code")
+    add("--epochs", int, epochs, f"the most epochs to train for; {paper}")
     add("--hidden", int, hidden, f"hidden units (of each head, for the GAT); {paper}")
     add("--dropout", float, dropout, f"the fraction that is dropped, in [0, 1); {paper}")
     add("--lr", float, lr, f"Adam's step size; {paper}")
@@ -28,28 +28,29 @@ def parser(description, hidden, dropout, lr, epochs, patience, paper):
     add("--patience", int, patience, f"epochs without progress on the validation nodes before it stops; {paper}")
     flags.add_argument("--log-every", type=int, metavar="INT", help="epochs from one printed line to the next, 0 for "
                        "none [10; 0 when there are several runs]")
-    flags.add_argument("--no-normalize", action="store_true", help="leave the rows of x as they are; both papers "
-                       "divide each row by its sum")
+    flags.add_argument("--no-normalize", action="store_true", help="leave the rows of x as they are; the released code "
+                       "of both papers divides each row by its sum")
     return flags
 
 
 def fail(message):
     """One line on stderr, exit status 2."""
-    print(f"error: {message}", file=sys.stderr)
+    print("error:", " ".join(str(message).split()), file=sys.stderr)
     sys.exit(2)
 
 
 def run(args, make_model, **recipe):
     """Load the graph, train make_model(number of classes) on it for each seed, print the test accuracy."""
     try:
-        check(runs=args.runs)
+        check(runs=args.runs, hidden=args.hidden, epochs=args.epochs, patience=args.patience)
+        require(0 <= args.lr < np.inf, "lr", args.lr, "it must be at least 0 and finite")
         require(0 <= args.seed < 2 ** 32, "seed", args.seed, "it must be at least 0 and below 2^32")
         graph = load_graph(args.data, normalize=not args.no_normalize)
         model = make_model(len(graph.class_names))
         print(f"{pathlib.Path(args.data).name}: {len(graph.y)} nodes, {len(graph.adj.rows) - len(graph.y)} edges, "
               f"{graph.x.shape[1]} features, {len(graph.class_names)} classes; {len(graph.train)} training, "
               f"{len(graph.val)} validation and {len(graph.test)} test nodes", flush=True)
-        check(test_nodes=len(graph.test))
+        require(len(graph.test) > 0, "test_mask.sum()", 0, "the test accuracy needs at least one node")
         if jax.device_count() > 1:
             graph = shard_graph(graph, jax.sharding.Mesh(np.array(jax.devices()), ("edges",)))
         log_every = (10 if args.runs == 1 else 0) if args.log_every is None else args.log_every
@@ -65,7 +66,7 @@ def run(args, make_model, **recipe):
                 print(f"run {len(accuracies):3d} | seed {seed} | {len(history['val_loss'])} epochs, "
                       f"{time.perf_counter() - start:.1f} s | test accuracy {accuracies[-1]:.4f} | so far {mean:.4f} "
                       f"± {std:.4f}", flush=True)
-    except (ValueError, OSError, ArithmeticError) as error:  # what minignn raises for bad input
+    except (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError) as error:
         fail(error)
     print(f"test accuracy: {mean:.4f}" + (f" ± {std:.4f} over {args.runs} runs" if args.runs > 1 else ""))
 
