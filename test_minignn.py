@@ -893,8 +893,8 @@ def test_four_devices_give_the_logits_and_gradients_of_one():
 
 TWO_PROCESSES = """
 import sys, jax
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
 if len(sys.argv) > 1:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 import numpy as np
 from minignn import *
