@@ -486,22 +486,18 @@ def dense_attention(params, x, mask, last_layer=False):
 @pytest.mark.parametrize("form", [lambda a: a, plain], ids=["grouped", "four fields"])
 def test_layers_equal_their_dense_form_in_output_and_gradients(name, form):
     with x64():
-        check_against_dense(name, form, 1e-10)
-
-
-def check_against_dense(name, form, tolerance):
-    n = GRAPHS[name][0]
-    x, adj = jnp.asarray(normal(n, 4)), form(normalize_adjacency(edge_index(name), n))
-    full = jnp.asarray(dense(adj))
-    for (init_fun, apply_fun), reference in (
-            (GraphConvolution(3), lambda params, x: full @ x @ params[0]),
-            (MultiHeadLayer(2, 3, 0.6), lambda params, x: dense_attention(params, x, full > 0)),
-            (MultiHeadLayer(2, 3, 0.6, True), lambda params, x: dense_attention(params, x, full > 0, True))):
-        params = random_params(init_fun, (n, 4))
-        g = normal(n, init_fun(KEY, (n, 4))[0][1], seed=3)
-        weighted_sum = lambda apply: jax.jit(jax.value_and_grad(lambda p, x: (apply(p, x) * g).sum(), (0, 1)))(params, x)
-        ours, theirs = weighted_sum(lambda p, x: apply_fun(p, x, adj)), weighted_sum(reference)
-        jax.tree.map(lambda a, b: close(a, b, 30 * tolerance), ours, theirs)
+        n = GRAPHS[name][0]
+        x, adj = jnp.asarray(normal(n, 4)), form(normalize_adjacency(edge_index(name), n))
+        full = jnp.asarray(dense(adj))
+        for (init_fun, apply_fun), reference in (
+                (GraphConvolution(3), lambda params, x: full @ x @ params[0]),
+                (MultiHeadLayer(2, 3, 0.6), lambda params, x: dense_attention(params, x, full > 0)),
+                (MultiHeadLayer(2, 3, 0.6, True), lambda params, x: dense_attention(params, x, full > 0, True))):
+            params = random_params(init_fun, (n, 4))
+            g = normal(n, init_fun(KEY, (n, 4))[0][1], seed=3)
+            weighted_sum = lambda apply: jax.jit(jax.value_and_grad(lambda p, x: (apply(p, x) * g).sum(), (0, 1)))(params, x)
+            ours, theirs = weighted_sum(lambda p, x: apply_fun(p, x, adj)), weighted_sum(reference)
+            jax.tree.map(lambda a, b: close(a, b, 30 * 1e-10), ours, theirs)
 
 
 @pytest.mark.parametrize("layer", [GraphConvolution(2, bias=True), MultiHeadLayer(2, 2, 0.6),

@@ -23,21 +23,23 @@ import jax
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from minignn import GCN, GraphConvolution, Sparse, dropout, evaluate, load_graph, loss_rule, train
+from minignn import GCN, GraphConvolution, Sparse, chain, evaluate, load_graph, loss_rule, train
 
 
 def default(graph, seed, number):
     return graph
 
 
+def identity(n):
+    return Sparse(np.arange(n), np.arange(n), np.ones(n, np.float32), (n, n))
+
+
 def no_graph(graph, seed, number):
-    nodes = np.arange(len(graph.y))
-    return dataclasses.replace(graph, adj=Sparse(nodes, nodes, np.ones(len(nodes), np.float32), graph.adj.shape))
+    return dataclasses.replace(graph, adj=identity(len(graph.y)))
 
 
 def no_words(graph, seed, number):
-    nodes = np.arange(len(graph.y))
-    return dataclasses.replace(graph, x=Sparse(nodes, nodes, np.ones(len(nodes), np.float32), graph.adj.shape))
+    return dataclasses.replace(graph, x=identity(len(graph.y)))
 
 
 def no_self_loops(graph, seed, number):
@@ -75,27 +77,6 @@ def first_nodes(graph, seed, number):
     return dataclasses.replace(graph, train=np.arange(140), val=np.arange(200, 500), test=np.arange(500, 1500))
 
 
-def DeepGCN(depth, nhid, nclass, rate=0.5):
-    """The GCN with any number of layers, as the course writes it."""
-    layers = [GraphConvolution(nhid) for _ in range(depth - 1)] + [GraphConvolution(nclass)]
-
-    def init_fun(rng, shape):
-        params = []
-        for key, (layer_init, _) in zip(jax.random.split(rng, depth), layers):
-            shape, layer_params = layer_init(key, shape)
-            params.append(layer_params)
-        return shape, params
-
-    def apply_fun(params, x, adj, rng=None):
-        rngs = [None] * depth if rng is None else jax.random.split(rng, depth)
-        for i, (_, layer) in enumerate(layers):
-            x = jax.nn.relu(x) if i > 0 else x
-            x = layer(params[i], dropout(rngs[i], x, rate), adj)            # [N, in] -> [N, out]
-        return x
-
-    return init_fun, apply_fun
-
-
 def code_rule(history):
     """Stop when the validation loss exceeds the mean of the ten before it."""
     loss = history["val_loss"]
@@ -119,7 +100,10 @@ if __name__ == "__main__":
 
     cora = load_graph()
     nclass = len(cora.class_names)
-    model = DeepGCN(args.number, 16, nclass, args.dropout) if args.name == "depth" else GCN(16, nclass, args.dropout)
+    model = GCN(16, nclass, args.dropout)
+    if args.name == "depth":
+        layers = [GraphConvolution(16)] * (args.number - 1) + [GraphConvolution(nclass)]
+        model = chain(layers, jax.nn.relu, args.dropout)
     # A deep GCN starts on a plateau: with a patience of 10 it would stop before it has learned anything.
     patience = {"depth": 200, "code-rule": 1}.get(args.name, 10)
     rule = code_rule if args.name == "code-rule" else loss_rule
