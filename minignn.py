@@ -109,7 +109,7 @@ def aggregate_backward(inputs, g):                                           # g
     a, weights, h = inputs
     units = g.transpose(2, 0, 1), h.transpose(2, 0, 1)                      # [n, H, D] -> [D, n, H]
     add = lambda total, unit: (total + unit[0][a.rows] * unit[1][a.cols], None)                 # [nnz, H]
-    by_weight, _ = jax.lax.scan(add, jnp.zeros_like(weights), units, unroll=8)                  # g_i . h_j
+    by_weight, _ = jax.lax.scan(add, jnp.zeros_like(weights), units)                            # g_i . h_j
     return None, by_weight, sum_groups(weights, g, a.groups[1], len(h))
 
 aggregate_groups.defvjp(lambda *inputs: (aggregate_groups(*inputs), inputs), aggregate_backward)
@@ -121,7 +121,7 @@ def aggregate(a, weights, h):
     The one operation of message passing. a: a Sparse, of which only the places of the entries are used.
     """
     if a.groups is not None:
-        return aggregate_groups(a, weights, h)
+        return jax.jit(aggregate_groups)(a, weights, h)                     # jit: one compilation, not one per operation
     messages = weights[:, :, None] * h[a.cols]                              # [m, H, D] -> [nnz, H, D]
     return jax.ops.segment_sum(messages, a.rows, a.shape[0])                # [nnz, H, D] -> [n, H, D]
 

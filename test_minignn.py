@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.example_libraries import optimizers
+from jax.flatten_util import ravel_pytree
 
 from minignn import (GAT, GCN, GraphAttentionLayer, GraphConvolution, MultiHeadLayer, Sparse, accuracy, adam, aggregate,
                      cross_entropy, dropout, evaluate, from_dense, glorot_uniform, l2_penalty, load_graph, log_softmax,
@@ -154,7 +155,7 @@ def test_matmul_works_under_vmap_over_either_argument(form):
 
 def test_matmul_can_be_differentiated_twice():
     a, b = from_dense(MATRIX), jnp.asarray(normal(4, 1))
-    hessian = jax.jacrev(jax.grad(lambda b: (matmul(a, b) ** 2).sum()))(b)
+    hessian = jax.jit(jax.jacrev(jax.grad(lambda b: (matmul(a, b) ** 2).sum())))(b)
     close(hessian[:, 0, :, 0], 2 * MATRIX.T @ MATRIX, 1e-5)
 
 
@@ -368,10 +369,11 @@ def test_a_dropout_rate_outside_its_range_is_refused(rate):
 def test_segment_softmax_is_a_softmax_over_each_row(tolerance):
     rows = np.array([0, 0, 0, 2, 2, 5])  # rows 1, 3 and 4 have no entries
     scores = jnp.asarray(normal(6, 2))
-    out = segment_softmax(scores, jnp.asarray(rows), 6)
+    softmax = jax.jit(lambda s: segment_softmax(s, jnp.asarray(rows), 6))
+    out = softmax(scores)
     for row in 0, 2, 5:
         close(out[rows == row], jax.nn.softmax(scores[rows == row], axis=0), tolerance)
-    assert np.isfinite(jax.grad(lambda s: (segment_softmax(s, rows, 6) ** 2).sum())(scores)).all()
+    assert np.isfinite(jax.jit(jax.grad(lambda s: (softmax(s) ** 2).sum()))(scores)).all()
 
 
 def test_segment_softmax_is_stable_for_scores_of_any_size():
@@ -414,9 +416,8 @@ def gat_layer_loops(params, x, name, last_layer):
 
 def random_params(init_fun, shape, seed=0):
     """Params of a layer with every number random: no bias stays zero."""
-    _, params = init_fun(KEY, shape)
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), params)
+    rng, shapes = np.random.default_rng(seed), jax.eval_shape(lambda: init_fun(KEY, shape)[1])
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), shapes)
 
 
 @layer_graphs
@@ -426,9 +427,7 @@ def test_graph_convolution_is_equation_2(name, bias, tolerance):
     x, adj = normal(n, 4), normalize_adjacency(edge_index(name), n)
     init_fun, apply_fun = GraphConvolution(3, bias=bias)
     params = random_params(init_fun, (n, 4))
-    assert init_fun(KEY, (n, 4))[0] == (n, 3) and [p.shape for p in params] == [(4, 3), (3,)][:1 + bias]
-    for features in jnp.asarray(x), from_dense(x):
-        close(jax.jit(apply_fun)(params, features, adj), gcn_layer_loops(params, x, name), 3 * tolerance)
+    close(jax.jit(apply_fun)(params, from_dense(x), adj), gcn_layer_loops(params, x, name), 3 * tolerance)
 
 
 @layer_graphs
@@ -438,10 +437,7 @@ def test_multi_head_layer_is_equations_1_to_6(name, last_layer, tolerance):
     x, adj = normal(n, 4), normalize_adjacency(edge_index(name), n)
     init_fun, apply_fun = MultiHeadLayer(3, 2, 0.6, last_layer)
     params = random_params(init_fun, (n, 4))
-    assert init_fun(KEY, (n, 4))[0] == (n, 2 if last_layer else 6)
-    assert [p.shape for p in params] == [(4, 3, 2), (3, 2), (3, 2), (3, 2)]
-    for features in jnp.asarray(x), from_dense(x):
-        close(jax.jit(apply_fun)(params, features, adj), gat_layer_loops(params, x, name, last_layer), 3 * tolerance)
+    close(jax.jit(apply_fun)(params, from_dense(x), adj), gat_layer_loops(params, x, name, last_layer), 3 * tolerance)
 
 
 def test_graph_convolution_by_hand():
@@ -483,21 +479,20 @@ def dense_attention(params, x, mask, last_layer=False):
 
 
 @layer_graphs
-@pytest.mark.parametrize("form", [lambda a: a, plain], ids=["grouped", "four fields"])
-def test_layers_equal_their_dense_form_in_output_and_gradients(name, form):
+def test_layers_equal_their_dense_form_in_output_and_gradients(name):
     with x64():
         n = GRAPHS[name][0]
-        x, adj = jnp.asarray(normal(n, 4)), form(normalize_adjacency(edge_index(name), n))
+        x, adj = jnp.asarray(normal(n, 4)), normalize_adjacency(edge_index(name), n)
         full = jnp.asarray(dense(adj))
         for (init_fun, apply_fun), reference in (
                 (GraphConvolution(3), lambda params, x: full @ x @ params[0]),
                 (MultiHeadLayer(2, 3, 0.6), lambda params, x: dense_attention(params, x, full > 0)),
                 (MultiHeadLayer(2, 3, 0.6, True), lambda params, x: dense_attention(params, x, full > 0, True))):
             params = random_params(init_fun, (n, 4))
-            g = normal(n, init_fun(KEY, (n, 4))[0][1], seed=3)
-            weighted_sum = lambda apply: jax.jit(jax.value_and_grad(lambda p, x: (apply(p, x) * g).sum(), (0, 1)))(params, x)
-            ours, theirs = weighted_sum(lambda p, x: apply_fun(p, x, adj)), weighted_sum(reference)
-            jax.tree.map(lambda a, b: close(a, b, 30 * 1e-10), ours, theirs)
+            sum_of_sines = lambda apply: jax.jit(jax.value_and_grad(lambda p, x: jnp.sin(apply(p, x)).sum(), (0, 1)))(params, x)
+            theirs = sum_of_sines(reference)
+            for form in adj, plain(adj):
+                jax.tree.map(lambda a, b: close(a, b, 30 * 1e-10), sum_of_sines(lambda p, x: apply_fun(p, x, form)), theirs)
 
 
 @pytest.mark.parametrize("layer", [GraphConvolution(2, bias=True), MultiHeadLayer(2, 2, 0.6),
@@ -507,10 +502,8 @@ def test_layer_gradients_are_finite_differences(layer, rng):
     with x64():
         adj, x = normalize_adjacency(edge_index("directed"), 5), jnp.asarray(normal(5, 3))
         params = random_params(layer[0], (5, 3))
-        g = jnp.asarray(normal(*layer[1](params, x, adj).shape, seed=1))
-        for i in range(len(params)):
-            check_gradient(lambda p: (layer[1]((*params[:i], p, *params[i + 1:]), x, adj, rng) * g).sum(), params[i])
-        check_gradient(lambda x: (layer[1](params, x, adj, rng) * g).sum(), x)
+        numbers, unravel = ravel_pytree((params, x))  # every number that the output depends on, in one array
+        check_gradient(lambda numbers: jnp.sin(layer[1](*unravel(numbers), adj, rng)).sum(), numbers)
 
 
 def test_attention_over_each_neighbourhood_sums_to_one():
@@ -544,30 +537,41 @@ def random_graph(n=40, edges=70, features=6, seed=0):
     return rng.normal(size=(n, features)).astype(np.float32), rng.integers(0, n, (2, edges))
 
 
-@pytest.mark.parametrize("graph", ["no edges", "all of them as one"])
-def test_gcn_is_two_layers_with_relu_between(graph, tolerance):
-    n = GRAPHS[graph][0]
-    init_fun, apply_fun = GCN(5, 3)
-    params, x = init_fun(KEY, (n, 4))[1], normal(n, 4)
-    assert init_fun(KEY, (n, 4))[0] == (n, 3) and isinstance(params, list) and [p[0].shape for p in params] == [(4, 5), (5, 3)]
-    hidden = np.maximum(gcn_layer_loops(params[0], x, graph), 0)
-    close(jax.jit(apply_fun)(params, jnp.asarray(x), normalize_adjacency(edge_index(graph), n)),
-          gcn_layer_loops(params[1], hidden, graph), 3 * tolerance)
+W_a1_a2_b = lambda F, H, D: ((F, H, D), (H, D), (H, D), (H, D))
 
 
-@pytest.mark.parametrize("graph", ["no edges", "all of them as one"])
-def test_gat_is_layers_with_elu_between_and_the_last_averaged(graph, tolerance):
-    n = GRAPHS[graph][0]
-    nheads, nhid = [3, 2, 2], [2, 4]
-    init_fun, apply_fun = GAT(nheads, nhid, 3)
+@pytest.mark.parametrize("init_fun, output_shape, shapes", [
+    (GraphConvolution(3)[0], (5, 3), ((4, 3),)),
+    (GraphConvolution(3, bias=True)[0], (5, 3), ((4, 3), (3,))),
+    (MultiHeadLayer(3, 2, 0.6)[0], (5, 6), W_a1_a2_b(4, 3, 2)),
+    (MultiHeadLayer(3, 2, 0.6, last_layer=True)[0], (5, 2), W_a1_a2_b(4, 3, 2)),
+    (GraphAttentionLayer(2, 0.6)[0], (5, 2), W_a1_a2_b(4, 1, 2)),
+    (GCN(6, 3)[0], (5, 3), [((4, 6),), ((6, 3),)]),
+    (GAT([3, 2, 2], [2, 4], 3)[0], (5, 3), [W_a1_a2_b(4, 3, 2), W_a1_a2_b(6, 2, 4), W_a1_a2_b(8, 2, 3)])])
+def test_init_fun_gives_the_output_shape_and_the_documented_params(init_fun, output_shape, shapes):
+    shape, params = init_fun(KEY, (5, 4))
+    assert shape == output_shape and jax.tree.map(lambda leaf: leaf.shape, params) == shapes
+
+
+def test_gcn_is_two_layers_with_relu_between(tolerance):
+    name = "all of them as one"
+    n, (init_fun, apply_fun) = GRAPHS[name][0], GCN(5, 3)
+    x, params = normal(n, 4), random_params(init_fun, (n, 4))
+    hidden = np.maximum(gcn_layer_loops(params[0], x, name), 0)
+    out = jax.jit(apply_fun)(params, jnp.asarray(x), normalize_adjacency(edge_index(name), n))
+    close(out, gcn_layer_loops(params[1], hidden, name), 3 * tolerance)
+
+
+def test_gat_is_layers_with_elu_between_and_the_last_averaged(tolerance):
+    name, nheads, nhid = "all of them as one", [3, 2, 2], [2, 4]
+    n, (init_fun, apply_fun) = GRAPHS[name][0], GAT(nheads, nhid, 3)
     assert (nheads, nhid) == ([3, 2, 2], [2, 4])
     x, params = normal(n, 4), random_params(init_fun, (n, 4))
-    assert init_fun(KEY, (n, 4))[0] == (n, 3) and [p[0].shape for p in params] == [(4, 3, 2), (6, 2, 4), (8, 2, 3)]
     out = x
     for i, layer_params in enumerate(params):
         out = np.where(out > 0, out, np.expm1(out)) if i else out
-        out = gat_layer_loops(layer_params, out, graph, last_layer=i == 2)
-    close(jax.jit(apply_fun)(params, jnp.asarray(x), normalize_adjacency(edge_index(graph), n)), out, 30 * tolerance)
+        out = gat_layer_loops(layer_params, out, name, last_layer=i == 2)
+    close(jax.jit(apply_fun)(params, jnp.asarray(x), normalize_adjacency(edge_index(name), n)), out, 30 * tolerance)
 
 
 def test_gat_draws_each_head_with_the_fans_of_one_head():
@@ -734,23 +738,39 @@ def test_the_gat_rule_counts_either_and_keeps_the_best_in_both():
     assert loss_or_accuracy_rule(history_of([0.9, 0.8, 0.9], [0.3, 0.2, 0.2])) == (False, False)
 
 
+TINY = GCN(4, 2)  # one for all tests: a new model means a new compilation
+
+
+def three_classes(sparse=True):
+    """Sixty nodes that their features, and the edges within each class, put into three classes."""
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1, 2], 20)
+    x = (np.eye(3)[y] if sparse else np.eye(3)[y] + 0.1) * rng.uniform(0.5, 2, (60, 3))
+    edges = rng.integers(0, 20, (2, 150)) + 20 * rng.integers(0, 3, 150)
+    return make_graph(x, edges, y, *(np.arange(60) % 4 == i for i in range(3)))
+
+
 def quiet_train(model, graph, seed=0, **settings):
     return train(model, graph, jax.random.key(seed), **dict(dict(log_every=0), **settings))
 
 
 def test_train_is_the_loop_that_its_parts_spell_out():
-    graph, model = make_graph(**small()), GCN(4, 2, 0.5)
+    graph, model = make_graph(**small()), TINY
     params, history = quiet_train(model, graph, epochs=3, step_size=0.1, weight_decay=0.3)
     init_rng, dropout_rng = jax.random.split(jax.random.key(0))
     expected = model[0](init_rng, graph.x.shape)[1]
     init, update = optimizers.adam(0.1)[:2]
     state, get_params = init(expected), optimizers.adam(0.1)[2]
+
+    @jax.jit
+    @jax.grad
+    def gradient_of_loss(params, epoch):
+        logits = model[1](params, graph.x, graph.adj, jax.random.fold_in(dropout_rng, epoch))
+        log_probability = jax.nn.log_softmax(logits)[jnp.array([0, 1]), jnp.array([0, 1])]  # labels of nodes 0, 1
+        return -log_probability.mean() + 0.3 * jnp.sum(params[0][0] ** 2) / 2
+
     for epoch in 1, 2, 3:
-        def loss(params):
-            logits = model[1](params, graph.x, graph.adj, jax.random.fold_in(dropout_rng, epoch))
-            log_probability = jax.nn.log_softmax(logits)[jnp.array([0, 1]), jnp.array([0, 1])]  # labels of nodes 0, 1
-            return -log_probability.mean() + 0.3 * jnp.sum(params[0][0] ** 2) / 2
-        state = update(epoch - 1, jax.jit(jax.grad(loss))(get_params(state)), state)
+        state = update(epoch - 1, gradient_of_loss(get_params(state), epoch), state)
     jax.tree.map(lambda a, b: close(a, b, 1e-5), params, get_params(state))
     logits = model[1](params, graph.x, graph.adj)
     assert history["val_loss"][-1] == pytest.approx(float(-jax.nn.log_softmax(logits)[jnp.array([2, 3]), jnp.array([1, 0])].mean()), abs=1e-5)
@@ -759,9 +779,8 @@ def test_train_is_the_loop_that_its_parts_spell_out():
 
 def test_the_penalty_covers_what_the_papers_say():
     # With a huge penalty Adam drives what it covers towards zero, step by step, and nothing else.
-    graph = make_graph(**small())
-    for model, penalise_all in ((GCN(4, 2, 0), False), (GAT([2, 1], [3], 2, 0), True)):
-        before, after = (quiet_train(model, graph, epochs=epochs, step_size=0.01, weight_decay=1e6, patience=999,
+    for name, penalise_all in (("GCN", False), ("GAT", True)):
+        before, after = (quiet_train(MODELS[name], three_classes(), epochs=epochs, weight_decay=1e6, patience=999,
                                      penalise_all=penalise_all)[0] for epochs in (1, 60))
         shrunk = [float(l2_penalty(b) / l2_penalty(a)) < 0.5 for a, b in zip(before, after)]
         assert shrunk == [True, penalise_all]
@@ -774,9 +793,9 @@ def test_early_stopping_waits_for_patience_and_the_kept_params_are_the_rules():
         seen.append(history["val_loss"][-1])
         return len(seen) <= 4, len(seen) <= 3
 
-    params, history = quiet_train(GCN(4, 2), graph, rule=rule, patience=5)
+    params, history = quiet_train(TINY, graph, rule=rule, patience=5)
     assert len(seen) == 9 and len(history["val_loss"]) == 9 and history["val_loss"].tolist() == seen
-    expected, _ = quiet_train(GCN(4, 2), graph, epochs=3)
+    expected, _ = quiet_train(TINY, graph, epochs=3)
     jax.tree.map(lambda a, b: close(a, b, 1e-6), params, expected)
     assert {name: (array.shape, type(array)) for name, array in history.items()} == {
         name: ((9,), np.ndarray) for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")}
@@ -785,26 +804,21 @@ def test_early_stopping_waits_for_patience_and_the_kept_params_are_the_rules():
 @pytest.mark.parametrize("sparse", [True, False], ids=["sparse x", "dense x"])
 @each_model
 def test_both_models_learn_from_sparse_and_dense_features(name, sparse):
-    rng = np.random.default_rng(0)
-    y = np.repeat([0, 1, 2], 20)
-    x = (np.eye(3)[y] if sparse else np.eye(3)[y] + 0.1) * rng.uniform(0.5, 2, (60, 3))
-    edges = rng.integers(0, 20, (2, 150)) + 20 * rng.integers(0, 3, 150)
-    masks = [np.arange(60) % 4 == i for i in range(3)]
-    graph = make_graph(x, edges, y, *masks)
+    graph = three_classes(sparse)
     assert isinstance(graph.x, Sparse) == sparse
-    params, history = quiet_train(MODELS[name], graph, epochs=60, step_size=0.05, patience=60)
+    _, history = quiet_train(MODELS[name], graph, epochs=60, step_size=0.05, patience=60, penalise_all=name == "GAT")
     assert history["val_accuracy"][-1] == 1 and history["val_loss"][-1] < history["val_loss"][0]
 
 
 @each_model
 def test_a_seed_gives_the_same_bits_and_training_leaves_its_inputs_untouched(name):
-    graph = make_graph(**small(x=np.eye(6), y=np.array([0, 1, 2, 0, 1, -1])))
+    graph = three_classes()
     before = [np.array(leaf) for leaf in jax.tree.leaves(graph)]
-    (first, history1), (second, history2) = (quiet_train(MODELS[name], graph, epochs=5) for _ in range(2))
+    (first, history1), (second, history2) = (quiet_train(MODELS[name], graph, epochs=5, penalise_all=name == "GAT") for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second)))
     assert all(np.array_equal(history1[key], history2[key]) for key in history1)
     assert all(np.array_equal(a, b) for a, b in zip(before, jax.tree.leaves(graph)))
-    other, _ = quiet_train(MODELS[name], graph, seed=1, epochs=5)
+    other, _ = quiet_train(MODELS[name], graph, seed=1, epochs=5, penalise_all=name == "GAT")
     assert not np.allclose(jax.tree.leaves(first)[0], jax.tree.leaves(other)[0])
 
 
@@ -812,21 +826,21 @@ def test_a_seed_gives_the_same_bits_and_training_leaves_its_inputs_untouched(nam
                                       dict(step_size=float("inf")), dict(weight_decay=float("nan")), dict(log_every=-1)])
 def test_training_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
-        quiet_train(GCN(4, 2), make_graph(**small()), **settings)
+        quiet_train(TINY, make_graph(**small()), **settings)
 
 
 def test_a_graph_without_validation_nodes_cannot_be_trained_on():
     with pytest.raises(ValueError, match=r"val_mask.sum\(\) is 0"):
-        quiet_train(GCN(4, 2), make_graph(**small(val_mask=np.zeros(6, bool))))
+        quiet_train(TINY, make_graph(**small(val_mask=np.zeros(6, bool))))
 
 
 def test_divergence_stops_training_and_says_when():
     with pytest.raises(FloatingPointError, match="diverged at epoch 1:"):
-        quiet_train(GCN(4, 2), make_graph(**small()), step_size=1e38)
+        quiet_train(TINY, make_graph(**small()), step_size=1e38)
 
 
 def test_progress_is_printed_as_it_goes(capsys):
-    quiet_train(GCN(4, 2), make_graph(**small()), epochs=7, patience=99, log_every=3)
+    quiet_train(TINY, make_graph(**small()), epochs=7, patience=99, log_every=3)
     lines = capsys.readouterr().out.splitlines()
     assert [line[:10] for line in lines] == ["epoch    3", "epoch    6", "stopped af"] and "after epoch 7" in lines[2]
     number = r"\d\.\d{4}"
@@ -858,7 +872,6 @@ def output(process):
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from minignn import *
-from minignn import update
 x, rng = np.random.default_rng(0).random((50, 9)), np.random.default_rng(1)
 x[x < 0.6] = 0                                  # entry counts that 4 does not divide
 masks = [np.arange(50) % 3 == i for i in range(3)]
@@ -867,18 +880,18 @@ mesh = jax.sharding.Mesh(np.array(jax.devices()), ("edges",))
 sharded = shard_graph(graph, mesh)
 assert len(graph.adj.rows) % 4 and len(graph.x.rows) % 4 and jax.device_count() == 4
 assert [shard.data.shape for shard in sharded.adj.rows.addressable_shards] == [(-(-len(graph.adj.rows) // 4),)] * 4
-for (init_fun, apply_fun), scale in ((GCN(8, 3), 1), (GAT([4, 1], [5], 3), 1), (GAT([4, 1], [5], 3), 300)):
-    params = jax.tree.map(lambda leaf: scale * leaf, init_fun(jax.random.key(0), graph.x.shape)[1])
-    for rng in None, jax.random.key(1):
-        loss = lambda params, graph: cross_entropy(apply_fun(params, graph.x, graph.adj, rng), jnp.maximum(graph.y, 0))
-        one, four = (jax.jit(jax.value_and_grad(loss))(params, g) for g in (graph, sharded))
+for (init_fun, apply_fun), scales in ((GCN(8, 3), [1]), (GAT([4, 1], [5], 3), [1, 300])):
+    def loss(params, graph):
+        logits = apply_fun(params, graph.x, graph.adj, jax.random.key(1))
+        return cross_entropy(logits, jnp.maximum(graph.y, 0)), logits
+    _, params = jax.jit(init_fun, static_argnums=1)(jax.random.key(0), graph.x.shape)
+    compiled = [jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params, g).compile() for g in (graph, sharded)]
+    assert ["all-reduce" in f.as_text() for f in compiled] == [False, True]
+    for scale in scales:
+        larger = jax.tree.map(lambda leaf: scale * leaf, params)
+        one, four = (f(larger, g) for f, g in zip(compiled, (graph, sharded)))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5 * scale, atol=1e-5 * scale), one, four)
-        logits = [jax.jit(apply_fun)(params, g.x, g.adj, rng) for g in (graph, sharded)]
-        np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5 * scale)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(four))
-    state = adam(0.01)[0](params)
-    text = update.lower(apply_fun, True, params, state, sharded, rng, 1, 0.01, 5e-4).compile().as_text()
-    assert "all-reduce" in text
 print("equal")
 """
 
@@ -943,8 +956,8 @@ def test_train_gat_on_ones_own_graph_over_several_runs(tmp_path):
 
 
 def test_train_gat_reaches_the_papers_accuracy_on_cora(tmp_path):
-    # Seed 0 of 100 seeds with a mean of 0.832 and a standard deviation of 0.006.
-    result = script("train_gat.py", "--log-every", 0, folder=tmp_path)
+    # 100 seeds gave a mean of 0.832 and a standard deviation of 0.006; seed 14 is one of those that stop soonest.
+    result = script("train_gat.py", "--seed", 14, "--log-every", 0, folder=tmp_path)
     assert result.returncode == 0 and result.stderr == ""
     assert float(re.fullmatch(r"test accuracy: (0\.\d{4})", result.stdout.splitlines()[-1])[1]) >= 0.81
 
@@ -978,12 +991,12 @@ def test_a_bad_flag_ends_with_status_2_and_one_line(monkeypatch, capsys, flag, v
 def test_bad_data_and_divergence_end_with_status_2_and_one_line(monkeypatch, capsys, tmp_path):
     np.savez(tmp_path / "bad.npz", **changed("x", (2, 1), np.nan))
     np.savez(tmp_path / "good.npz", **small())
-    for flags, message in ((("--data", tmp_path / "bad.npz"), f"error: {tmp_path / 'bad.npz'}: x[2, 1] is nan: features must be finite"),
-                           (("--data", tmp_path), f"error: [Errno 21] Is a directory: '{tmp_path}'"),
-                           (("--data", tmp_path / "good.npz", "--lr", 1e38), "error: training diverged at epoch 1: ")):
-        for name in "train_gcn.py", "train_gat.py":
-            status, _, err = in_process(monkeypatch, capsys, name, *flags)
-            assert status == 2 and err.startswith(message) and err.count("\n") == 1
+    for name, flags, message in (
+            ("train_gcn.py", ["--data", tmp_path / "bad.npz"], f"error: {tmp_path / 'bad.npz'}: x[2, 1] is nan: features must be finite"),
+            ("train_gat.py", ["--data", tmp_path], f"error: [Errno 21] Is a directory: '{tmp_path}'"),
+            ("train_gcn.py", ["--data", tmp_path / "good.npz", "--lr", 1e38], "error: training diverged at epoch 1: ")):
+        status, _, err = in_process(monkeypatch, capsys, name, *flags)
+        assert status == 2 and err.startswith(message) and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["train_gcn.py", "train_gat.py"])
