@@ -121,7 +121,7 @@ def aggregate(a, weights, h):
     The one operation of message passing. a: a Sparse, of which only the places of the entries are used.
     """
     if a.groups is not None:
-        return jax.jit(aggregate_groups)(a, weights, h)                     # jit: one compilation, not one per operation
+        return jax.jit(aggregate_groups)(a, weights, h)                     # jit: else each operation compiles alone
     messages = weights[:, :, None] * h[a.cols]                              # [m, H, D] -> [nnz, H, D]
     return jax.ops.segment_sum(messages, a.rows, a.shape[0])                # [nnz, H, D] -> [n, H, D]
 
