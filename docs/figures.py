@@ -315,7 +315,7 @@ def history():
             ax.set(ylabel=what, ylim=(0, 2.05 if what == "loss" else 1.03))
         axes[0, column].set_title(name)
         axes[1, column].set_xlabel("epoch")
-    axes[0, 0].legend(loc="lower left")
+    axes[0, 1].legend(loc="upper right")
     figure.subplots_adjust(wspace=0.25, hspace=0.12)
     save(figure, "history.svg")
 
