@@ -97,7 +97,7 @@ def sum_groups(weights, h, groups, n):
 
 
 # Why groups, and why a gradient by hand? Adding rows to their segments one at a time is the slow part on a CPU. A
-# group adds eight in one pass and leaves one addition to the segment sum: on Cora's features up to 3 times as fast,
+# group adds eight in one pass and leaves one addition to the segment sum: on Cora's features 2 to 4 times as fast,
 # with nothing of size [nnz, H, D] in memory. The gradient is the same sum with rows and columns exchanged; the one
 # that JAX would derive goes entry by entry.
 @jax.custom_vjp
@@ -136,13 +136,14 @@ def matmul(a, b):
 # 2. Graphs ------------------------------------------------------------------------------------------------
 
 def normalize_adjacency(edge_index, num_nodes):
-    """D^-1/2 (A + I) D^-1/2, the propagation matrix of the GCN paper (equation 2) -> Sparse [N, N].
+    """Â = D^-1/2 (A + I) D^-1/2 of the GCN paper (equation 2) -> Sparse [N, N].
 
     edge_index: [2, E'] ints, row 0 the source and row 1 the target of each edge. Row i of the result gathers
     from the nodes that point at i, and from i itself; D_ii counts them. Duplicates count once, an existing
     self-loop is not doubled. Raises ValueError for an edge to a node that does not exist.
     """
     edge_index = np.asarray(edge_index)
+    require(edge_index.dtype.kind in "iu" or edge_index.size == 0, "edge_index.dtype", edge_index.dtype, "not integers")
     require((0 <= edge_index) & (edge_index < num_nodes), "edge_index", edge_index,
             f"nodes are numbered from 0 to {num_nodes - 1}")
     cols, rows = np.hstack([edge_index.astype(np.int64), np.tile(np.arange(num_nodes), (2, 1))])    # A + I
@@ -192,16 +193,16 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     x, edge_index, y, *masks = arrays
     require(np.abs(x) <= np.finfo(np.float32).max, "x", x, "features must be finite")  # false for NaN
     selected = np.sum(masks, axis=0)
-    require(selected <= 1, "number of masks that select node ", selected, "the splits must be disjoint")
+    for name, mask in zip(list(ARRAYS)[3:], masks):
+        require(~mask | (selected == 1), name, mask, "another mask selects this node, too: splits are disjoint")
     require(masks[0].any(), "train_mask.sum()", 0, "training needs at least one node")
-    if class_names is None:  # not beyond 2^16: one wrong label must not make a billion names
-        class_names = range(min(int(y.max()) + 1, 2 ** 16))
+    # By default not beyond 2^16: one wrong label must not make a billion names.
+    class_names = range(min(int(y.max()) + 1, 2 ** 16)) if class_names is None else class_names
     require(np.ndim(class_names) == 1, "class_names.ndim", np.ndim(class_names), "it must be 1")
-    C = len(class_names)
+    adj, C = normalize_adjacency(edge_index, len(x)), len(class_names)
     require((-1 <= y) & (y < C), "y", y, f"labels run from 0 to {C - 1}, and -1 is none")
     require((y >= 0) | (selected == 0), "y", y, "a node that a mask selects needs a label")
 
-    adj = normalize_adjacency(edge_index, len(x))
     x = x.astype(jnp.result_type(float))                                    # float32, unless JAX runs in x64
     x = row_normalize(x) if normalize else x
     x = from_dense(x) if np.count_nonzero(x) < x.size / 2 else jnp.asarray(x)
@@ -270,8 +271,7 @@ drop = dropout  # the same function, for layers and models, where dropout is the
 def segment_softmax(scores, rows, num_rows):
     """Softmax over the entries of each row: exp(s_e) / sum of exp(s_k) over the k with rows[k] = rows[e].
 
-    scores: [E, ...]. rows: [E] ints below num_rows -> [E, ...]. Scores of any size: each row's maximum is
-    subtracted first, which cancels out.
+    scores: [E, ...], of any size. rows: [E] ints -> [E, ...]. Each row's maximum cancels out and is subtracted first.
     """
     highest = jax.lax.stop_gradient(jax.ops.segment_max(scores, rows, num_rows))                # [num_rows, ...]
     weights = jnp.exp(scores - highest[rows])                                                   # [E, ...]
@@ -281,7 +281,7 @@ def segment_softmax(scores, rows, num_rows):
 # 4. Layers ------------------------------------------------------------------------------------------------
 
 def GraphConvolution(out_dim, bias=False):
-    """A X W (+ b), a layer of the GCN paper (equation 2), where A is normalize_adjacency's.
+    """Â X W (+ b), the GCN paper's layer (equation 2) without σ, which chain adds. Â: see normalize_adjacency.
 
     params: (W [F, out_dim],) or (W, b [out_dim]). x: [N, F], array or Sparse -> [N, out_dim].
     """
@@ -299,7 +299,7 @@ def GraphConvolution(out_dim, bias=False):
 
 
 def MultiHeadLayer(nheads, nhid, dropout, last_layer=False):
-    """nheads attention heads of nhid units each, side by side: the layer of the GAT paper (equations 1 to 6).
+    """nheads attention heads of nhid units each: the GAT paper's layer (equations 1 to 6) without σ, which chain adds.
 
     params: (W [F, H, D], a1 [H, D], a2 [H, D], b [H, D]); a1 and a2 are the two halves of the paper's vector a.
     x: [N, F], array or Sparse -> [N, H*D], the heads concatenated, or their mean [N, D] in the last layer.
@@ -317,7 +317,7 @@ def MultiHeadLayer(nheads, nhid, dropout, last_layer=False):
         W, a1, a2, b = params
         rngs = split_or_none(rng, 3)
         h = matmul(drop(rngs[0], x, dropout), W.reshape(len(W), -1)).reshape(-1, nheads, nhid)  # Wh: [N, H, D]
-        # equation 3: e_ij = LeakyReLU(a^T [Wh_i || Wh_j]), and a^T [Wh_i || Wh_j] = a1 Wh_i + a2 Wh_j
+        # inside equation 3: e_ij = LeakyReLU(a^T [Wh_i || Wh_j]), and a^T [Wh_i || Wh_j] = a1 Wh_i + a2 Wh_j
         own, neighbour = (jnp.einsum("nhd,hd->nh", h, a) for a in (a1, a2))                     # [N, H]
         e = jax.nn.leaky_relu(own[adj.rows] + neighbour[adj.cols], 0.2)     # [N, H] -> [E, H]
         alpha = segment_softmax(e, adj.rows, adj.shape[0])                  # equation 2: [E, H] -> [E, H]
@@ -335,7 +335,8 @@ def GraphAttentionLayer(out_dim, dropout):
 # 5. Models ------------------------------------------------------------------------------------------------
 
 def chain(layers, activation, dropout=0):
-    """Layers in a row, the activation between them, dropout on the input of each. params: the list of theirs."""
+    """Layers in a row, the activation between them, dropout on the input of each. params: the list of theirs.
+    A layer with dropout of its own needs none here: both would use the same key."""
     def init_fun(rng, input_shape):
         params = []
         for (layer_init, _), key in zip(layers, jax.random.split(rng, len(layers))):
@@ -352,7 +353,7 @@ def chain(layers, activation, dropout=0):
 
 
 def GCN(nhid, nclass, dropout=0.5):
-    """Logits A ReLU(A X W0) W1, the GCN paper's model (equation 9), with dropout on both layers' inputs.
+    """Logits Â ReLU(Â X W0) W1, the GCN paper's model (equation 9), with dropout on both layers' inputs.
 
     params: [(W0 [F, nhid],), (W1 [nhid, C],)]. x: [N, F], array or Sparse -> [N, C], C = nclass.
     Raises ValueError for sizes below 1 and a dropout rate outside [0, 1).
@@ -376,8 +377,7 @@ def GAT(nheads, nhid, nclass, dropout=0.6):
 # 6. Loss --------------------------------------------------------------------------------------------------
 
 def log_softmax(logits):
-    """log(exp(z_c) / sum of exp(z_k) over the classes k): [..., C] -> [..., C]. The maximum, which cancels
-    out, is subtracted first: no exponential overflows."""
+    """log(exp(z_c) / sum_k exp(z_k)): [..., C] -> [..., C]. Subtracting the maximum, which cancels, avoids overflow."""
     shifted = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
     return shifted - jnp.log(jnp.exp(shifted).sum(-1, keepdims=True))
 
@@ -505,7 +505,7 @@ def shard_graph(graph, mesh):
 
     The rest is copied to each device. JAX's partitioner does what remains: every device sums over its own
     entries and an all-reduce adds the sums. Where a count does not divide, it is padded with entries past the last
-    row, which sums and maxima drop. JAX reads them as the last node's self-loop: no overflow, and no gradient.
+    row, which sums and maxima drop. Where JAX reads by their indices, it reads the last row and column: harmless.
     """
     from jax.sharding import NamedSharding, PartitionSpec
     everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (mesh.axis_names,)))

@@ -4,6 +4,7 @@ The oracles: NumPy loops that transcribe the papers' equations, dense matrices, 
 JAX's own libraries, and sums that fit on a sheet of paper.
 """
 import ast
+import code
 import contextlib
 import dataclasses
 import io
@@ -191,6 +192,12 @@ def test_normalized_adjacency_is_the_papers_formula(name, tolerance):
     assert len(adj.values) == A.sum() and np.all(np.diff(adj.rows) >= 0)
 
 
+def test_normalized_adjacency_refuses_what_is_not_an_edge():
+    for bad, message in ((np.array([[0.5], [1]]), "edge_index.dtype is float64"), (np.array([[0], [2]]), r"edge_index\[1, 0\] is 2")):
+        with pytest.raises(ValueError, match=message):
+            normalize_adjacency(bad, 2)
+
+
 def test_normalized_adjacency_of_an_undirected_graph_is_symmetric_with_largest_eigenvalue_one(cora):
     for adj in normalize_adjacency(edge_index("undirected"), 5), normalize_adjacency(edge_index("complete"), 6):
         close(dense(adj), dense(adj).T, 1e-7)
@@ -272,7 +279,7 @@ BAD_GRAPHS = {
     "train_mask.dtype is int64": small(train_mask=np.array([1, 1, 0, 0, 0, 0])),
     "val_mask.shape is (7,)": small(val_mask=np.zeros(7, bool)),
     "test_mask.ndim is 2": small(test_mask=np.zeros((6, 1), bool)),
-    "select node [1] is 2": changed("val_mask", 1, True),
+    "train_mask[1] is True: another mask": changed("val_mask", 1, True),
     "train_mask.sum() is 0": small(train_mask=np.zeros(6, bool)),
 }
 
@@ -857,9 +864,9 @@ def test_gcn_reaches_the_papers_accuracy_on_cora(cora):
 
 # 9. More than one device ----------------------------------------------------------------------------------
 
-def python(code, **environment):
-    """Start a fresh Python in another process; `code` sees this folder's modules."""
-    return subprocess.Popen([sys.executable, "-W", "error", "-c", code], cwd=HERE, text=True, stdout=subprocess.PIPE,
+def python(source, **environment):
+    """Start a fresh Python in another process; `source` sees this folder's modules."""
+    return subprocess.Popen([sys.executable, "-W", "error", "-c", source], cwd=HERE, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, env=os.environ | dict(JAX_PLATFORMS="cpu") | environment)
 
 
@@ -920,8 +927,8 @@ def test_two_processes_train_to_the_loss_of_one():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    code = f"import sys; sys.argv = ['', '127.0.0.1:{port}', '%d']\n" + TWO_PROCESSES
-    both = [python(code % i) for i in range(2)]
+    source = f"import sys; sys.argv = ['', '127.0.0.1:{port}', '%d']\n" + TWO_PROCESSES
+    both = [python(source % i) for i in range(2)]
     alone = [float(loss) for loss in output(python(TWO_PROCESSES)).split()]
     for process in both:
         close([float(loss) for loss in output(process).splitlines()[-1].split()], alone, 2e-5)  # after gloo's own lines
@@ -944,17 +951,6 @@ def test_train_gcn_as_a_user_starts_it(tmp_path):
     assert float(re.fullmatch(r"test accuracy: (0\.\d{4})", lines[-1])[1]) >= 0.80
 
 
-def test_train_gat_on_ones_own_graph_over_several_runs(tmp_path):
-    np.savez(tmp_path / "mine.npz", **small())
-    result = script("train_gat.py", "--data", "mine.npz", "--runs", 3, "--epochs", 4, "--heads", 2, folder=tmp_path)
-    lines = result.stdout.splitlines()
-    assert result.returncode == 0 and result.stderr == "" and len(lines) == 5
-    assert lines[0].startswith("mine.npz: 6 nodes, 4 edges, 3 features, 2 classes; 2 training, 2 validation and 1 test")
-    assert [line.split(" | ")[1] for line in lines[1:4]] == ["seed 0", "seed 1", "seed 2"]
-    accuracies = [float(re.search(r"test accuracy (\S+)", line)[1]) for line in lines[1:4]]
-    assert lines[-1] == f"test accuracy: {np.mean(accuracies):.4f} ± {np.std(accuracies):.4f} over 3 runs"
-
-
 def test_train_gat_reaches_the_papers_accuracy_on_cora(tmp_path):
     # 100 seeds gave a mean of 0.832 and a standard deviation of 0.006; seed 14 is one of those that stop soonest.
     result = script("train_gat.py", "--seed", 14, "--log-every", 0, folder=tmp_path)
@@ -971,6 +967,18 @@ def in_process(monkeypatch, capsys, name, *flags):
     except SystemExit as stop:
         status = stop.code
     return status, *capsys.readouterr()
+
+
+def test_train_gat_on_ones_own_graph_over_several_runs(monkeypatch, capsys, tmp_path):
+    np.savez(tmp_path / "mine.npz", **small())
+    flags = "--data", tmp_path / "mine.npz", "--runs", 3, "--epochs", 4, "--heads", 2
+    status, out, err = in_process(monkeypatch, capsys, "train_gat.py", *flags)
+    lines = out.splitlines()
+    assert status == 0 and err == "" and len(lines) == 5
+    assert lines[0].startswith("mine.npz: 6 nodes, 4 edges, 3 features, 2 classes; 2 training, 2 validation and 1 test")
+    assert [line.split(" | ")[1] for line in lines[1:4]] == ["seed 0", "seed 1", "seed 2"]
+    accuracies = [float(re.search(r"test accuracy (\S+)", line)[1]) for line in lines[1:4]]
+    assert lines[-1] == f"test accuracy: {np.mean(accuracies):.4f} ± {np.std(accuracies):.4f} over 3 runs"
 
 
 BAD_FLAGS = [(flag, value) for flag, values in {
@@ -1010,30 +1018,40 @@ def test_help_names_every_flag_of_the_readme(monkeypatch, capsys, name):
 
 # The pages ------------------------------------------------------------------------------------------------
 
+class Console(code.InteractiveConsole):
+    """The interactive Python into which a reader pastes a block, line by line; an error ends the test."""
+    def showtraceback(self):
+        raise
+
+    showsyntaxerror = lambda self, *_, **__: self.showtraceback()
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/course.md"])
 def test_every_python_block_of_a_page_runs_and_prints_what_the_page_says(page, monkeypatch, tmp_path):
     text = (HERE / page).read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    names = {}
+    console = Console()
     for block in re.finditer(r"^```python\n(.*?)^```\n(?:\s*^```text\n(.*?)^```\n)?", text, re.M | re.S):
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            exec(compile("\n" * text[:block.start()].count("\n") + "\n" + block[1], HERE / page, "exec"), names)
+            for line in [*block[1].splitlines(), ""]:
+                waiting = console.push(line)
+        assert not waiting
         if block[2] is not None:
             assert [line.rstrip() for line in out.getvalue().splitlines()] == [line.rstrip() for line in block[2].splitlines()]
-    assert names
+    assert console.locals["params"]
 
 
 def test_minignn_stays_short_and_imports_little():
     source = (HERE / "minignn.py").read_text(encoding="utf-8")
-    tree, code = ast.parse(source), set()
+    tree, lines = ast.parse(source), set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER):
-            code |= set(range(token.start[0], token.end[0] + 1))
+            lines |= set(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node):
-            code -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     last = source[:source.index("# 9. More than one device")].count("\n")  # the 20 lines of part 9 come on top
-    assert last <= 500 and len([line for line in code if line <= last]) <= 260 and len([line for line in code if line > last]) <= 20
+    assert last <= 500 and len([n for n in lines if n <= last]) <= 260 and len([n for n in lines if n > last]) <= 20
     assert max(map(len, source.splitlines())) <= 120
     modules = {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

@@ -28,8 +28,8 @@ def parser(description, hidden, dropout, lr, epochs, patience, paper):
     add("--patience", int, patience, f"epochs without progress on the validation nodes before it stops; {paper}")
     flags.add_argument("--log-every", type=int, metavar="INT", help="epochs from one printed line to the next, 0 for "
                        "none [10; 0 when there are several runs]")
-    flags.add_argument("--no-normalize", action="store_true", help="leave the rows of x as they are; the released code "
-                       "of both papers divides each row by its sum")
+    flags.add_argument("--no-normalize", action="store_true", help="leave the rows of x as they are; the GCN paper "
+                       "(section 5.2) and the released code of both papers divide each by its sum")
     return flags
 
 
@@ -42,9 +42,10 @@ def fail(message):
 def run(args, make_model, **recipe):
     """Load the graph, train make_model(number of classes) on it for each seed, print the test accuracy."""
     try:
-        check(runs=args.runs, hidden=args.hidden, epochs=args.epochs, patience=args.patience)
+        check(runs=args.runs, hidden=args.hidden, epochs=args.epochs, patience=args.patience, dropout=args.dropout,
+              weight_decay=args.weight_decay, log_every=args.log_every or 0)
         require(0 <= args.lr < np.inf, "lr", args.lr, "it must be at least 0 and finite")
-        require(0 <= args.seed < 2 ** 32, "seed", args.seed, "it must be at least 0 and below 2^32")
+        require(0 <= args.seed <= 2 ** 32 - args.runs, "seed", args.seed, "seeds run from 0 to 2^32 - 1")
         graph = load_graph(args.data, normalize=not args.no_normalize)
         model = make_model(len(graph.class_names))
         print(f"{pathlib.Path(args.data).name}: {len(graph.y)} nodes, {len(graph.adj.rows) - len(graph.y)} edges, "

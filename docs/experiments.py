@@ -10,9 +10,11 @@
     first-nodes         the split of several tutorials: nodes 0 to 139 train, 200 to 499 validate, 500 to 1499 test
     code-rule           the stopping rule of the GCN's released code instead of the paper's
     depth NUMBER        a GCN of NUMBER layers that always trains for 200 epochs
+    gat-no-ties         the GAT, where an equal validation loss or accuracy is no progress
+    gat-head-masks      the GAT, where each head has a dropout mask of the input for itself, as in its released code
 
 Random choices use the seed of the run; the model is trained with the same seed. --runs: 20 unless given.
---dropout: 0.5 unless given.
+--dropout: of the GCN, 0.5 unless given.
 """
 import argparse
 import dataclasses
@@ -20,10 +22,12 @@ import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from minignn import GCN, GraphConvolution, Sparse, chain, evaluate, load_graph, loss_rule, train
+from minignn import (GAT, GCN, GraphConvolution, MultiHeadLayer, Sparse, aggregate, chain, check, dropout, evaluate,
+                     load_graph, loss_or_accuracy_rule, require, segment_softmax, split_or_none, train)
 
 
 def default(graph, seed, number):
@@ -78,14 +82,41 @@ def first_nodes(graph, seed, number):
 
 
 def code_rule(history):
-    """Stop when the validation loss exceeds the mean of the ten before it."""
+    """After the eleventh epoch, stop when the validation loss exceeds the mean of the ten before it."""
     loss = history["val_loss"]
-    return len(loss) <= 10 or not loss[-1] > np.mean(loss[-11:-1]), True
+    return len(loss) <= 11 or not loss[-1] > np.mean(loss[-11:-1]), True
+
+
+def no_ties(history):
+    """The GAT's rule, but an equal loss or accuracy is no progress."""
+    lowest = history["val_loss"][-1] < min(history["val_loss"][:-1], default=np.inf)
+    highest = history["val_accuracy"][-1] > max(history["val_accuracy"][:-1], default=-1)
+    return lowest or highest, lowest and highest
+
+
+def head_masks(nheads, nhid, rate, last_layer=False):
+    """A MultiHeadLayer that drops the input anew for each head, as the released code does."""
+    def apply_fun(params, x, adj, rng=None):
+        W, a1, a2, b = params
+        rngs = split_or_none(rng, 3)
+        if isinstance(x, Sparse):
+            h = aggregate(x, dropout(rngs[0], jnp.tile(x.values[:, None], nheads), rate), W)        # [N, H, D]
+        else:
+            h = jnp.einsum("nhf,fhd->nhd", dropout(rngs[0], jnp.stack([x] * nheads, 1), rate), W)   # [N, H, D]
+        own, neighbour = (jnp.einsum("nhd,hd->nh", h, a) for a in (a1, a2))
+        e = jax.nn.leaky_relu(own[adj.rows] + neighbour[adj.cols], 0.2)
+        alpha = dropout(rngs[1], segment_softmax(e, adj.rows, adj.shape[0]), rate)
+        out = aggregate(adj, alpha, dropout(rngs[2], h, rate)) + b
+        return out.mean(1) if last_layer else out.reshape(len(out), -1)
+
+    return MultiHeadLayer(nheads, nhid, rate, last_layer)[0], apply_fun
 
 
 GRAPHS = {"default": default, "no-graph": no_graph, "no-words": no_words, "no-self-loops": no_self_loops,
           "row-normalized": row_normalized, "labels": labels, "random-split": random_split,
-          "first-nodes": first_nodes, "code-rule": default, "depth": default}
+          "first-nodes": first_nodes, "code-rule": default, "depth": default,
+          "gat-no-ties": default, "gat-head-masks": default}
+GAT_RECIPE = dict(epochs=100000, step_size=0.005, penalise_all=True, patience=100, rule=loss_or_accuracy_rule)
 
 
 if __name__ == "__main__":
@@ -97,6 +128,11 @@ if __name__ == "__main__":
     args = flags.parse_args()
     if (args.number is None) == (args.name in ("labels", "depth")):
         flags.error("labels and depth take a NUMBER, the others take none")
+    try:
+        check(runs=args.runs, dropout=args.dropout, NUMBER=1 if args.number is None else args.number)
+        require(args.name != "labels" or args.number <= 20, "NUMBER", args.number, "there are 20 labels per class")
+    except ValueError as error:
+        flags.error(error)
 
     cora = load_graph()
     nclass = len(cora.class_names)
@@ -104,13 +140,17 @@ if __name__ == "__main__":
     if args.name == "depth":
         layers = [GraphConvolution(16)] * (args.number - 1) + [GraphConvolution(nclass)]
         model = chain(layers, jax.nn.relu, args.dropout)
+    elif args.name == "gat-no-ties":
+        model = GAT([8, 1], [8], nclass)
+    elif args.name == "gat-head-masks":
+        model = chain([head_masks(8, 8, 0.6), head_masks(1, nclass, 0.6, last_layer=True)], jax.nn.elu)
     # A deep GCN starts on a plateau: with a patience of 10 it would stop before it has learned anything.
-    patience = {"depth": 200, "code-rule": 1}.get(args.name, 10)
-    rule = code_rule if args.name == "code-rule" else loss_rule
+    recipe = {"depth": dict(patience=200), "code-rule": dict(patience=1, rule=code_rule), "gat-head-masks": GAT_RECIPE,
+              "gat-no-ties": dict(GAT_RECIPE, rule=no_ties)}.get(args.name, {})
     accuracies = []
     for seed in range(args.runs):
         graph = GRAPHS[args.name](cora, seed, args.number)
-        params, history = train(model, graph, jax.random.key(seed), rule=rule, patience=patience, log_every=0)
+        params, history = train(model, graph, jax.random.key(seed), log_every=0, **recipe)
         accuracies.append(float(evaluate(model[1], params, graph)[2, 1]))
         print(f"run {seed + 1:3d} | seed {seed} | {len(history['val_loss'])} epochs | train accuracy "
               f"{history['train_accuracy'][-1]:.4f} | test accuracy {accuracies[-1]:.4f}", flush=True)
