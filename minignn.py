@@ -189,7 +189,7 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
         require(array.ndim == ndim, f"{name}.ndim", array.ndim, f"it must be {ndim}")
         require(array.dtype.kind in kinds or array.size == 0, f"{name}.dtype", array.dtype, f"it must hold {what}")
         require(len(array) == (2 if name == "edge_index" else len(arrays[0])), f"{name}.shape", array.shape,
-                "it must be (2, E)" if name == "edge_index" else f"x has {len(arrays[0])} rows")
+                "it must be (2, E')" if name == "edge_index" else f"x has {len(arrays[0])} rows")
     x, edge_index, y, *masks = arrays
     require(np.abs(x) <= np.finfo(np.float32).max, "x", x, "features must be finite")  # false for NaN
     selected = np.sum(masks, axis=0)

@@ -1035,7 +1035,9 @@ def test_a_bad_flag_ends_with_status_2_and_one_line(monkeypatch, capsys, flag, v
 def test_bad_data_and_divergence_end_with_status_2_and_one_line(monkeypatch, capsys, tmp_path):
     np.savez(tmp_path / "bad.npz", **changed("x", (2, 1), np.nan))
     np.savez(tmp_path / "good.npz", **small())
+    np.savez(tmp_path / "untested.npz", **small(test_mask=np.zeros(6, bool)))
     for name, flags, message in (
+            ("train_gcn.py", ["--data", tmp_path / "untested.npz"], f"error: {tmp_path / 'untested.npz'}: test_mask.sum() is 0: "),
             ("train_gcn.py", ["--data", tmp_path / "bad.npz"], f"error: {tmp_path / 'bad.npz'}: x[2, 1] is nan: features must be finite"),
             ("train_gat.py", ["--data", tmp_path], f"error: [Errno 21] Is a directory: '{tmp_path}'"),
             ("train_gcn.py", ["--data", tmp_path / "good.npz", "--lr", 1e38], "error: training diverged at epoch 1: ")):

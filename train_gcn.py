@@ -51,7 +51,8 @@ def run(args, make_model, **recipe):
         print(f"{pathlib.Path(args.data).name}: {len(graph.y)} nodes, {len(graph.adj.rows) - len(graph.y)} edges, "
               f"{graph.x.shape[1]} features, {len(graph.class_names)} classes; {len(graph.train)} training, "
               f"{len(graph.val)} validation and {len(graph.test)} test nodes", flush=True)
-        require(len(graph.test) > 0, "test_mask.sum()", 0, "the test accuracy needs at least one node")
+        for split, nodes in (("val", graph.val), ("test", graph.test)):
+            require(len(nodes) > 0, f"{args.data}: {split}_mask.sum()", 0, "at least one node is needed")
         if jax.device_count() > 1:
             graph = shard_graph(graph, jax.sharding.Mesh(np.array(jax.devices()), ("edges",)))
         log_every = (10 if args.runs == 1 else 0) if args.log_every is None else args.log_every

@@ -49,7 +49,7 @@ def no_words(graph, seed, number):
 def no_self_loops(graph, seed, number):
     rows, cols = np.asarray(graph.adj.rows), np.asarray(graph.adj.cols)
     rows, cols = rows[rows != cols], cols[rows != cols]
-    degree = np.maximum(np.bincount(rows, minlength=len(graph.y)), 1)       # not 0: a lonely node divides by it
+    degree = np.bincount(rows, minlength=len(graph.y))
     values = (1 / np.sqrt(degree[rows] * degree[cols])).astype(np.float32)
     return dataclasses.replace(graph, adj=Sparse(rows, cols, values, graph.adj.shape))
 
