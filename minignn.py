@@ -9,10 +9,10 @@ params is a pytree (nested lists and tuples of arrays), rng a key of jax.random;
 and the same arguments give the same result. Shapes stand at the end of a line, [before] -> [after]:
 
     N nodes, E' edges, E stored entries of the adjacency (self-loops included), F input features, C classes,
-    H heads, D hidden units of a head, n given nodes; nnz entries of a Sparse [n, m], G groups of eight of them
+    H heads, D hidden units of a head, n nodes of any kind; nnz entries of a Sparse [n, m], G groups of up to eight
 
     GCN: Kipf & Welling, Semi-Supervised Classification with Graph Convolutional Networks, ICLR 2017
-    GAT: Veličković et al., Graph Attention Networks, ICLR 2018
+    GAT: Veličković et al., Graph Attention Networks, ICLR 2018; "released code" is that of each paper's authors
 """
 import dataclasses
 import pathlib
@@ -32,14 +32,14 @@ def require(good, name, value, rule):
         raise ValueError(f"{name}{at} is {value}: {rule}")
 
 
-RANGES = dict(dropout=(0, 1), step_size=(0, np.inf), weight_decay=(0, np.inf), log_every=(0, np.inf))
+RANGES = dict(dropout=(0, 1), step_size=(0, 1e30), weight_decay=(0, 1e30), log_every=(0, 2 ** 31))
 
 
 def check(**arguments):
     """Raise ValueError for an argument outside its range in RANGES; the others are counts, at least 1."""
     for name, value in arguments.items():
-        low, high = RANGES.get(name, (1, np.inf))
-        require(low <= value < high, name, value, f"it must be at least {low} and below {high}")
+        low, high = RANGES.get(name, (1, 2 ** 31))
+        require(low <= value < high, name, value, f"it must be in [{low}, {high})")
 
 
 # 1. Sparse matrices ---------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def check(**arguments):
 class Sparse:
     """A matrix that stores its nonzero entries only: entry e is values[e], at row rows[e] and column cols[e].
 
-    rows, cols: [nnz] int32. values: [nnz] float32. shape: (n, m). The entries are sorted by row.
+    rows, cols: [nnz] int32. values: [nnz] floats. shape: (n, m). The entries are sorted by row.
     groups: None, or the entries grouped by row and by column (see eights), which makes products faster.
     """
     rows: jax.Array
@@ -57,11 +57,11 @@ class Sparse:
     shape: tuple
     groups: tuple = None
 
-jax.tree_util.register_dataclass(Sparse, ["rows", "cols", "values", "groups"], ["shape"])
+jax.tree_util.register_dataclass(Sparse, ["rows", "cols", "values", "groups"], ["shape"])  # a pytree, shape static
 
 
 def eights(owner, other):
-    """Group the entries that share an owner (their row, say) by eight, the last group of an owner padded.
+    """Group the entries of each owner (each row, say) by eight: ten are a group of 8, and one of 2 and 6 paddings.
 
     owner, other: [nnz] ints, an entry's row and column or the reverse. Returns int32 arrays: which [8, G]
     entries are in each group, nnz where it is padded; their `other` [8, G]; and the owner [G] of each group.
@@ -72,7 +72,8 @@ def eights(owner, other):
     group = np.cumsum(place % 8 == 0) - 1
     entries = np.full((8, np.sum(place % 8 == 0)), len(order))
     entries[place % 8, group] = order
-    return tuple(jnp.asarray(a, jnp.int32) for a in (entries, np.append(other, 0)[entries], owner[entries[0]]))
+    others = other[np.where(entries < len(order), entries, entries[0])]     # its own when padded: 0 * NaN is NaN
+    return tuple(jnp.asarray(a, jnp.int32) for a in (entries, others, owner[entries[0]]))
 
 
 def make_sparse(rows, cols, values, shape):
@@ -98,8 +99,8 @@ def sum_groups(weights, h, groups, n):
 
 # Why groups, and why a gradient by hand? Adding rows to their segments one at a time is the slow part on a CPU. A
 # group adds eight in one pass and leaves one addition to the segment sum: on Cora's features 2 to 4 times as fast,
-# with nothing of size [nnz, H, D] in memory. The gradient is the same sum with rows and columns exchanged; the one
-# that JAX would derive goes entry by entry.
+# with nothing of size [nnz, H, D] in memory. The gradient (reverse mode only: JAX has no jvp of it) is the same sum
+# with rows and columns exchanged; the one that JAX would derive goes entry by entry.
 @jax.custom_vjp
 def aggregate_groups(a, weights, h):
     return sum_groups(weights, h, a.groups[0], a.shape[0])
@@ -110,7 +111,7 @@ def aggregate_backward(inputs, g):                                           # g
     units = g.transpose(2, 0, 1), h.transpose(2, 0, 1)                      # [n, H, D] -> [D, n, H]
     add = lambda total, unit: (total + unit[0][a.rows] * unit[1][a.cols], None)                 # [nnz, H]
     by_weight, _ = jax.lax.scan(add, jnp.zeros_like(weights), units)                            # g_i . h_j
-    return None, by_weight, sum_groups(weights, g, a.groups[1], len(h))
+    return None, by_weight, sum_groups(weights, g, a.groups[1], len(h))     # None: a is not differentiated
 
 aggregate_groups.defvjp(lambda *inputs: (aggregate_groups(*inputs), inputs), aggregate_backward)
 
@@ -144,8 +145,7 @@ def normalize_adjacency(edge_index, num_nodes):
     """
     edge_index = np.asarray(edge_index)
     require(edge_index.dtype.kind in "iu" or edge_index.size == 0, "edge_index.dtype", edge_index.dtype, "not integers")
-    require((0 <= edge_index) & (edge_index < num_nodes), "edge_index", edge_index,
-            f"nodes are numbered from 0 to {num_nodes - 1}")
+    require((0 <= edge_index) & (edge_index < num_nodes), "edge_index", edge_index, f"nodes are 0 to {num_nodes - 1}")
     cols, rows = np.hstack([edge_index.astype(np.int64), np.tile(np.arange(num_nodes), (2, 1))])    # A + I
     rows, cols = np.divmod(np.unique(rows * num_nodes + cols), num_nodes)   # each entry once, sorted by row
     degree = np.bincount(rows, minlength=num_nodes)                         # the diagonal of D, [N]
@@ -160,7 +160,7 @@ def row_normalize(x):
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-    """x: features [N, F], a Sparse when mostly zeros, else a float32 array. adj: Sparse [N, N].
+    """x: features [N, F], a Sparse when mostly zeros, else an array of floats. adj: Sparse [N, N].
     y: labels [N] int32, -1 for none. train, val, test: node indices [n] int32. class_names: C strings."""
     x: jax.Array
     adj: Sparse
@@ -185,13 +185,13 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     normalize: divide each row of x by its sum. Raises ValueError that names the array, index and value.
     """
     arrays = [np.asarray(a) for a in (x, edge_index, y, train_mask, val_mask, test_mask)]
-    for array, (name, (ndim, kinds, what)) in zip(arrays, ARRAYS.items()):
-        require(array.ndim == ndim, f"{name}.ndim", array.ndim, f"it must be {ndim}")
-        require(array.dtype.kind in kinds or array.size == 0, f"{name}.dtype", array.dtype, f"it must hold {what}")
-        require(len(array) == (2 if name == "edge_index" else len(arrays[0])), f"{name}.shape", array.shape,
+    for a, (name, (ndim, kinds, what)) in zip(arrays, ARRAYS.items()):
+        require(a.ndim == ndim, f"{name}.ndim", a.ndim, f"it must be {ndim}")
+        require(a.dtype.kind in kinds or name == "edge_index" and a.size == 0, f"{name}.dtype", a.dtype, f"not {what}")
+        require(len(a) == (2 if name == "edge_index" else len(arrays[0])), f"{name}.shape", a.shape,
                 "it must be (2, E')" if name == "edge_index" else f"x has {len(arrays[0])} rows")
     x, edge_index, y, *masks = arrays
-    require(np.abs(x) <= np.finfo(np.float32).max, "x", x, "features must be finite")  # false for NaN
+    require(np.abs(x) < np.float64(1e30), "x", x, "features must be finite, and below 1e30 in size")   # not so is NaN
     selected = np.sum(masks, axis=0)
     for name, mask in zip(list(ARRAYS)[3:], masks):
         require(~mask | (selected == 1), name, mask, "another mask selects this node, too: splits are disjoint")
@@ -425,13 +425,13 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 # and whether this epoch's params are the ones to return.
 
 def loss_rule(history):
-    """GCN paper, section 5.2: progress is a validation loss below all before; the last params are returned."""
+    """GCN paper, section 5.2: progress is a validation loss below all before. Released code: return the last params."""
     return history["val_loss"][-1] < min(history["val_loss"][:-1], default=np.inf), True
 
 
 def loss_or_accuracy_rule(history):
-    """GAT paper, section 3.3: progress is the lowest validation loss or the highest validation accuracy so far;
-    the params returned are the last that were best in both. As in the released code, a tie counts as best."""
+    """GAT paper, section 3.3: progress is the lowest validation loss or the highest validation accuracy so far.
+    Released code: a tie counts, and the params returned are the last that were best in both."""
     lowest = history["val_loss"][-1] <= min(history["val_loss"])
     highest = history["val_accuracy"][-1] >= max(history["val_accuracy"])
     return lowest or highest, lowest and highest
@@ -463,10 +463,10 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4, pena
           patience=10, log_every=10):
     """Train a model on a graph; the defaults are the GCN paper's -> (params, history).
 
-    model: (init_fun, apply_fun). rng: a key. weight_decay: the factor of the l2_penalty on all params, or on the
-    first layer's. rule: see above. patience: the epochs without progress after which to stop. log_every: epochs
-    from one printed line to the next, 0 for silence. history: a dict of arrays [epochs run], train_loss,
-    train_accuracy, val_loss and val_accuracy after each epoch, without dropout and penalty.
+    model: (init_fun, apply_fun). rng: a key. weight_decay: the factor of the l2_penalty on all params, or on
+    params[0], the first layer's. rule: see above. patience: the epochs without progress after which to stop.
+    log_every: epochs from one printed line to the next, 0 for silence. history: a dict of arrays [epochs run],
+    train_loss, train_accuracy, val_loss and val_accuracy after each epoch, without dropout and penalty.
     Raises ValueError for an argument out of range, FloatingPointError when a loss is not finite any more.
     """
     check(epochs=epochs, patience=patience, log_every=log_every, step_size=step_size, weight_decay=weight_decay)
@@ -485,7 +485,7 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4, pena
         clock.append(time.perf_counter())
         line = "train loss {:.4f}, accuracy {:.4f} | val loss {:.4f}, accuracy {:.4f}".format(*numbers)
         if not np.isfinite(numbers).all():
-            raise FloatingPointError(f"training diverged at epoch {epoch}: {line}; step size {step_size}")
+            raise FloatingPointError(f"training diverged at epoch {epoch}: {line}; lower step_size or weight_decay")
         if log_every and epoch % log_every == 0:
             print(f"epoch {epoch:4d} | {line} | {1e3 * np.median(np.diff(clock)):.1f} ms/epoch", flush=True)
         progress, keep = rule(history)
@@ -505,7 +505,8 @@ def shard_graph(graph, mesh):
 
     The rest is copied to each device. JAX's partitioner does what remains: every device sums over its own
     entries and an all-reduce adds the sums. Where a count does not divide, it is padded with entries past the last
-    row, which sums and maxima drop. Where JAX reads by their indices, it reads the last row and column: harmless.
+    row, which sums and maxima drop. Where JAX reads by their indices, it reads the last row and column: in adj the last
+    node's self-loop, so that no exp overflows.
     """
     from jax.sharding import NamedSharding, PartitionSpec
     everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (mesh.axis_names,)))

@@ -8,6 +8,7 @@ import ast
 import code
 import contextlib
 import dataclasses
+import inspect
 import io
 import os
 import pathlib
@@ -16,6 +17,7 @@ import runpy
 import socket
 import subprocess
 import sys
+import time
 import tokenize
 
 import jax
@@ -25,7 +27,9 @@ import pytest
 from jax.example_libraries import optimizers
 from jax.flatten_util import ravel_pytree
 
-from minignn import (GAT, GCN, GraphAttentionLayer, GraphConvolution, MultiHeadLayer, Sparse, accuracy, adam, aggregate,
+import minignn
+import train_gcn
+from minignn import (CORA, GAT, GCN, GraphAttentionLayer, GraphConvolution, MultiHeadLayer, Sparse, accuracy, adam, aggregate,
                      cross_entropy, dropout, evaluate, from_dense, glorot_uniform, l2_penalty, load_graph, log_softmax,
                      loss_or_accuracy_rule, loss_rule, make_graph, matmul, normalize_adjacency, row_normalize,
                      segment_softmax, train)
@@ -163,6 +167,12 @@ def test_matmul_can_be_differentiated_twice():
     close(hessian[:, 0, :, 0], 2 * MATRIX.T @ MATRIX, 1e-5)
 
 
+@pytest.mark.parametrize("form", [lambda a: a, plain], ids=["grouped", "four fields"])
+def test_a_row_reads_nothing_but_its_entries(form):
+    h = jnp.array([[np.nan], [1], [2], [3]])  # row 0 of MATRIX has entries in columns 1 and 3, row 2 in 0 and 2
+    assert matmul(form(from_dense(MATRIX)), h).ravel()[:2].tolist() == [2 * 1 - 3, 0]
+
+
 def test_aggregate_weights_each_head_by_its_own_number(tolerance):
     a, weights, h = normalize_adjacency(edge_index("directed"), 5), normal(11, 2), normal(5, 2, 3, seed=1)
     expected = np.zeros((5, 2, 3))
@@ -209,9 +219,14 @@ def test_normalized_adjacency_of_an_undirected_graph_is_symmetric_and_its_eigenv
     assert eigenvalues[-1] == np.abs(eigenvalues).max() == pytest.approx(1, abs=1e-6)
 
 
-def test_row_normalize_makes_rows_sum_to_one_and_leaves_zero_rows():
-    for x in np.array([[1, 3], [0, 0], [2, 2]]), np.array([[1, 3], [0, 0], [2, 2]], np.uint8), jnp.array([[1., 3], [0, 0], [2, 2]]):
-        close(row_normalize(x), [[0.25, 0.75], [0, 0], [0.5, 0.5]], 1e-7)
+@pytest.mark.parametrize("kind", [np.float32, np.uint8, bool, jnp.float32])
+def test_row_normalize_makes_rows_sum_to_one_and_leaves_zero_rows(kind):
+    x = (jnp if kind is jnp.float32 else np).array([[1, 1, 0, 1, 1], [0, 0, 0, 0, 0], [0, 1, 1, 0, 0]], kind)
+    close(row_normalize(x), [[0.25, 0.25, 0, 0.25, 0.25], [0, 0, 0, 0, 0], [0, 0.5, 0.5, 0, 0]], 1e-7)
+
+
+def test_row_normalize_divides_by_the_sum_whatever_its_sign():
+    close(row_normalize(np.array([[-1.0, -3], [3, -2], [1, -1]])), [[0.25, 0.75], [3, -2], [1, -1]], 1e-7)
 
 
 def test_cora_is_the_cora_of_the_papers(cora):
@@ -253,17 +268,27 @@ def changed(name, index, value):
     return small(**{name: array})
 
 
-def test_features_become_sparse_only_when_mostly_zeros():
-    assert isinstance(make_graph(**small()).x, jax.Array)
-    x = np.zeros((6, 3))
-    x[:, 1] = 2
-    graph = make_graph(**small(x=x))
+def test_features_become_sparse_when_more_than_half_are_zeros():
+    half = np.array([[0, 1, 0], [2, 0, 3], [0, 4, 0], [5, 0, 6], [0, 7, 0], [8, 0, 9]])  # 9 of 18
+    fewer = np.where(half == 9, 0, half)
+    assert isinstance(make_graph(**small(x=half)).x, jax.Array)
+    graph = make_graph(**small(x=fewer))
     assert isinstance(graph.x, Sparse)
-    close(dense(graph.x), x / 2, 0)
+    close(dense(graph.x), fewer / fewer.sum(1, keepdims=True), 1e-7)
+
+
+def test_features_of_any_kind_of_number_become_floats_of_jaxs_precision():
+    for kind in bool, np.uint8, np.int64, np.float16, np.float64:
+        assert make_graph(**small(x=np.eye(6, 3, dtype=kind))).x.values.tolist() == [1, 1, 1]
+    assert make_graph(**small()).x.dtype == np.float32
+    with x64():
+        graph = make_graph(**small())
+        assert graph.x.dtype == graph.adj.values.dtype == np.float64
 
 
 def test_make_graph_names_the_classes_and_takes_a_graph_without_edges():
-    assert make_graph(**small()).class_names == ("0", "1") and make_graph(**small()).x.dtype == np.float32
+    assert make_graph(**small()).class_names == ("0", "1")
+    assert len(make_graph(**changed("y", 5, 300)).class_names) == 301
     assert make_graph(**small(class_names=["a", "b", "c"])).class_names == ("a", "b", "c")
     assert make_graph(**small(edge_index=np.zeros((2, 0)))).adj.rows.tolist() == list(range(6))
 
@@ -277,9 +302,12 @@ def test_arrays_that_come_in_stay_as_they_are():
 
 BAD_GRAPHS = {
     "x[2, 1] is nan": changed("x", (2, 1), np.nan),
+    "x[2, 2] is nan": changed("x", (slice(2, 4), 2), np.nan),  # the first of two
     "x[5, 0] is inf": changed("x", (5, 0), np.inf),
+    "x[0, 2] is -inf": changed("x", (0, 2), -np.inf),
     "x[1, 1] is 1e+300": changed("x", (1, 1), 1e300),
     "x.ndim is 1": small(x=np.ones(6)),
+    "x.dtype is complex128": small(x=np.ones((6, 3), complex)),
     "x.dtype is <U1": small(x=np.full((6, 3), "a")),
     "edge_index.shape is (3, 4)": small(edge_index=np.zeros((3, 4), int)),
     "edge_index.dtype is float64": small(edge_index=np.zeros((2, 4))),
@@ -287,14 +315,20 @@ BAD_GRAPHS = {
     "edge_index[0, 0] is -1": changed("edge_index", (0, 0), -1),
     "y.shape is (5,)": small(y=np.zeros(5, int)),
     "y.ndim is 2": small(y=np.zeros((6, 1), int)),
+    "y.dtype is float64": small(y=np.zeros(6)),
     "y[5] is -2": changed("y", 5, -2),
     "y[4] is 2": changed("y", 4, 2) | dict(class_names=["a", "b"]),
     "y[3] is -1": changed("y", 3, -1),
+    "y[4] is -1": changed("y", 4, -1),
     "y[1] is 1000000000": changed("y", 1, 10 ** 9),
     "train_mask.dtype is int64": small(train_mask=np.array([1, 1, 0, 0, 0, 0])),
     "val_mask.shape is (7,)": small(val_mask=np.zeros(7, bool)),
+    "train_mask.dtype is float64": dict(x=np.zeros((0, 3)), edge_index=np.zeros((2, 0)), y=np.zeros(0, int), **{
+        f"{split}_mask": np.zeros(0) for split in ("train", "val", "test")}),
     "test_mask.ndim is 2": small(test_mask=np.zeros((6, 1), bool)),
     "train_mask[1] is True: another mask": changed("val_mask", 1, True),
+    "val_mask[4] is True: another mask": changed("val_mask", 4, True),
+    "class_names.ndim is 0": small(class_names="ab"),
     "train_mask.sum() is 0": small(train_mask=np.zeros(6, bool)),
 }
 
@@ -331,18 +365,18 @@ def test_bad_files_are_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("shape, fans", [((300, 200), ()), ((1433, 8, 8), (1433, 8)), ((64, 8), (8, 1))])
 def test_glorot_uniform_is_jaxs_in_bound_and_distribution(shape, fans):
-    ours = np.stack([np.sort(np.ravel(glorot_uniform(key, shape, *fans))) for key in jax.random.split(KEY, 9)])
-    matrix = fans or shape
+    matrix, keys = fans or shape, jax.random.split(KEY, 9)
+    matrices = (np.prod(shape) // np.prod(matrix), *matrix)  # as many numbers, in matrices with the same fans
     bound = np.sqrt(6 / sum(matrix))
-    theirs = jax.nn.initializers.glorot_uniform(batch_axis=0)(KEY, (100, *matrix))  # a hundred matrices
-    for numbers in ours, theirs:
+    for draw in lambda key: glorot_uniform(key, shape, *fans), lambda key: jax.nn.initializers.glorot_uniform(batch_axis=0)(key, matrices):
+        numbers = np.stack([np.sort(np.ravel(draw(key))) for key in keys])
         assert 0.98 * bound < np.abs(numbers).max() <= bound * (1 + 1e-6)  # 1e-6: float32 rounds the bound, too
-    # Kolmogorov-Smirnov: the largest gap between the empirical and the uniform distribution function. A gap of
-    # 1.36 / sqrt(n) is exceeded with probability 0.05, so by five keys of nine with probability 0.00004.
-    n = ours.shape[1]
-    uniform = (ours + bound) / (2 * bound)
-    gaps = np.maximum(np.max(np.arange(1, n + 1) / n - uniform, axis=1), np.max(uniform - np.arange(n) / n, axis=1))
-    assert np.median(gaps) < 1.36 / np.sqrt(n)
+        # Kolmogorov-Smirnov: the largest gap between the empirical and the uniform distribution function. A gap of
+        # 1.36 / sqrt(n) is exceeded with probability 0.05, so by five keys of nine with probability 0.00004.
+        n = numbers.shape[1]
+        uniform = (numbers + bound) / (2 * bound)
+        gaps = np.maximum(np.max(np.arange(1, n + 1) / n - uniform, axis=1), np.max(uniform - np.arange(n) / n, axis=1))
+        assert np.median(gaps) < 1.36 / np.sqrt(n)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.6, 0.95])
@@ -364,6 +398,14 @@ def test_dropout_masks_are_independent_of_place_and_of_key():
     grid = masks[0].reshape(500, 500)
     for axis in 0, 1:  # rows and columns are dropped as often as chance has it
         assert np.abs(grid.mean(axis) - rate).max() < 5 * np.sqrt(rate * (1 - rate) / 500)
+
+
+def test_every_bit_of_the_key_changes_the_mask():
+    n, key = 2 ** 16, np.array([0x1234ABCD, 0x9876FEDC], np.uint32)
+    flips = np.array([[1 << bit, 0] for bit in range(32)] + [[0, 1 << bit] for bit in range(32)], np.uint32)
+    draw = jax.jit(jax.vmap(lambda data: dropout(jax.random.wrap_key_data(data), jnp.ones(n), 0.5)))
+    one, *others = 1 - np.asarray(draw(np.vstack([key, key ^ flips])))  # 1 dropped, -1 kept
+    assert np.abs(np.array(others) @ one / n).max() < 5 / np.sqrt(n)
 
 
 def test_dropout_without_key_or_rate_changes_nothing_and_with_a_key_repeats():
@@ -518,9 +560,10 @@ def test_layers_equal_their_dense_form_in_output_and_gradients(name):
                 jax.tree.map(lambda a, b: close(a, b, 1e-10), sum_of_sines(lambda p, x: apply_fun(p, x, form)), theirs)
 
 
-@pytest.mark.parametrize("layer", [GraphConvolution(2, bias=True), MultiHeadLayer(2, 2, 0.6),
-                                   MultiHeadLayer(2, 2, 0.6, True)], ids=["convolution", "heads", "last heads"])
-@pytest.mark.parametrize("rng", [None, KEY], ids=["evaluation", "training"])
+@pytest.mark.parametrize("layer, rng", [
+    (GraphConvolution(2, bias=True), None), (GCN(2, 2), KEY), (MultiHeadLayer(2, 2, 0.6), None),
+    (MultiHeadLayer(2, 2, 0.6), KEY), (MultiHeadLayer(2, 2, 0.6, True), None), (MultiHeadLayer(2, 2, 0.6, True), KEY)],
+    ids=["convolution", "GCN in training", "heads", "heads in training", "last heads", "last heads in training"])
 def test_layer_gradients_are_finite_differences(layer, rng):
     with x64():
         adj, x = normalize_adjacency(edge_index("directed"), 5), jnp.asarray(normal(5, 3))
@@ -581,6 +624,21 @@ W_a1_a2_b = lambda F, H, D: ((F, H, D), (H, D), (H, D), (H, D))
 def test_init_fun_gives_the_output_shape_and_the_documented_params(init_fun, output_shape, shapes):
     shape, params = init_fun(KEY, (5, 4))
     assert shape == output_shape and jax.tree.map(lambda leaf: leaf.shape, params) == shapes
+
+
+def test_gcn_draws_each_layer_with_its_own_fans():
+    for (W,), fans in zip(GCN(16, 7)[0](KEY, (2708, 1433))[1], [(1433, 16), (16, 7)]):
+        bound = np.sqrt(6 / sum(fans))
+        assert (1 - 10 / W.size) * bound < np.abs(W).max() <= bound
+    assert not np.any(GraphConvolution(3, bias=True)[0](KEY, (5, 4))[1][1])
+
+
+def test_every_array_of_params_is_drawn_with_a_key_of_its_own():
+    # Shapes and fans are such that arrays drawn with the same key would be the same.
+    (W0, a1, a2, _), (W1, *_) = GAT([1, 1], [1], 1)[0](KEY, (3, 1))[1]
+    assert len({float(a.ravel()[0]) for a in (W0, a1, a2, W1)}) == 4
+    (V0,), (V1,) = GCN(4, 4)[0](KEY, (3, 4))[1]
+    assert not np.any(V0 == V1)
 
 
 def test_gcn_is_two_layers_with_relu_between(tolerance):
@@ -868,6 +926,13 @@ def test_training_settings_out_of_range_are_refused(settings):
         quiet_train(TINY, make_graph(**small()), **settings)
 
 
+def test_the_defaults_are_the_gcn_papers_and_the_models_dropout_rates():
+    defaults = {name: p.default for f in (train, GCN, GAT) for name, p in inspect.signature(f).parameters.items()
+                if p.default is not p.empty and name != "dropout"}
+    assert defaults == dict(epochs=200, step_size=0.01, weight_decay=5e-4, penalise_all=False, rule=loss_rule, patience=10, log_every=10)
+    assert [inspect.signature(f).parameters["dropout"].default for f in (GCN, GAT)] == [0.5, 0.6]
+
+
 def test_a_graph_without_validation_nodes_cannot_be_trained_on():
     with pytest.raises(ValueError, match=r"val_mask.sum\(\) is 0"):
         quiet_train(TINY, make_graph(**small(val_mask=np.zeros(6, bool))))
@@ -875,16 +940,25 @@ def test_a_graph_without_validation_nodes_cannot_be_trained_on():
 
 def test_divergence_stops_training_and_says_when():
     with pytest.raises(FloatingPointError, match="diverged at epoch 1:"):
-        quiet_train(TINY, make_graph(**small()), step_size=1e38)
+        quiet_train(TINY, make_graph(**small()), step_size=1e25)
+    # logits that are params, but not a number for the validation nodes 2 and 3
+    model = lambda rng, shape: (None, (jnp.zeros((6, 2)),)), lambda params, x, adj, rng=None: params[0].at[2:4].set(jnp.nan)
+    with pytest.raises(FloatingPointError, match=r"diverged at epoch 1: train loss 0\.\d+, .*val loss nan"):
+        quiet_train(model, make_graph(**small()))
 
 
 def test_progress_is_printed_as_it_goes(capsys):
-    quiet_train(TINY, make_graph(**small()), epochs=7, patience=99, log_every=3)
-    lines = capsys.readouterr().out.splitlines()
-    assert [line[:10] for line in lines] == ["epoch    3", "epoch    6", "stopped af"] and "after epoch 7" in lines[2]
-    number = r"\d\.\d{4}"
-    assert re.fullmatch(rf"epoch    3 \| train loss {number}, accuracy {number} \| val loss {number}, accuracy {number}"
-                        r" \| \d+\.\d ms/epoch", lines[0])
+    start = time.perf_counter()
+    rule = lambda history: (len(history["val_loss"]) <= 3, True)  # progress in epochs 1 to 3 only
+    _, history = quiet_train(TINY, make_graph(**small()), epochs=9, patience=4, log_every=3, rule=rule)
+    milliseconds = 1e3 * (time.perf_counter() - start)
+    *lines, last = capsys.readouterr().out.splitlines()
+    for epoch, line in zip([3, 6], lines, strict=True):
+        numbers, time_per_epoch = line.rsplit(" | ", 1)
+        assert numbers == "epoch {:4d} | train loss {:.4f}, accuracy {:.4f} | val loss {:.4f}, accuracy {:.4f}".format(
+            epoch, *(history[name][epoch - 1] for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")))
+        assert 0.1 <= float(re.fullmatch(r"(\d+\.\d) ms/epoch", time_per_epoch)[1]) <= milliseconds
+    assert last == "stopped after epoch 7 of at most 9: last progress at 3, patience 4"
 
 
 def test_gcn_reaches_the_papers_accuracy_on_cora(cora):
@@ -911,14 +985,15 @@ def output(process):
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from minignn import *
-x, rng = np.random.default_rng(0).random((50, 9)), np.random.default_rng(1)
+x, rng = np.random.default_rng(3).random((50, 9)), np.random.default_rng(1)
 x[x < 0.6] = 0                                  # entry counts that 4 does not divide
 masks = [np.arange(50) % 3 == i for i in range(3)]
 graph = make_graph(x, rng.integers(0, 50, (2, 118)), rng.integers(0, 3, 50), *masks)
 mesh = jax.sharding.Mesh(np.array(jax.devices()), ("edges",))
 sharded = shard_graph(graph, mesh)
 assert len(graph.adj.rows) % 4 and len(graph.x.rows) % 4 and jax.device_count() == 4
-assert [shard.data.shape for shard in sharded.adj.rows.addressable_shards] == [(-(-len(graph.adj.rows) // 4),)] * 4
+for one, four in ((graph.adj, sharded.adj), (graph.x, sharded.x)):
+    assert [shard.data.shape for shard in four.rows.addressable_shards] == [(-(-len(one.rows) // 4),)] * 4
 for (init_fun, apply_fun), scales in ((GCN(8, 3), [1]), (GAT([4, 1], [5], 3), [1, 300])):  # 300: scores beyond exp
     def loss(params, graph):
         logits = apply_fun(params, graph.x, graph.adj, jax.random.key(1))
@@ -989,7 +1064,7 @@ def test_train_gcn_as_a_user_starts_it(tmp_path, monkeypatch, capsys):
     result = script("train_gcn.py", folder=tmp_path)
     lines = result.stdout.splitlines()
     assert result.returncode == 0 and result.stderr == "" and not list(tmp_path.iterdir())
-    assert "2708 nodes" in lines[0] and "1433 features, 7 classes; 140 training, 500 validation and 1000 test" in lines[0]
+    assert "2708 nodes, 10556 edges" in lines[0] and "1433 features, 7 classes; 140 training, 500 validation and 1000 test" in lines[0]
     assert lines[1].startswith("epoch   10 |") and lines[-2].startswith("stopped after epoch ")
     assert float(re.fullmatch(r"test accuracy: (0\.\d{4})", lines[-1])[1]) >= 0.80
     # the same seed in another process: the same numbers but for the times
@@ -1017,10 +1092,41 @@ def test_train_gat_on_ones_own_graph_over_several_runs(monkeypatch, capsys, tmp_
     assert lines[-1] == f"test accuracy: {np.mean(accuracies):.4f} ± {np.std(accuracies):.4f} over 3 runs"
 
 
+@pytest.mark.parametrize("flags, devices, expected", [
+    ("", 1, dict(load_graph=(str(CORA), True), GCN=(16, 7, 0.5), train=(0, 200, 0.01, 5e-4, 10, 10))),
+    ("--hidden 3 --dropout 0.1 --epochs 5 --lr 0.2 --weight-decay 0.3 --patience 4 --seed 6 --log-every 7 --no-normalize", 2,
+     dict(load_graph=(str(CORA), False), GCN=(3, 7, 0.1), shard_graph=("edges",), train=(6, 5, 0.2, 0.3, 4, 7))),
+    ("--runs 2", 1, dict(load_graph=(str(CORA), True), GAT=([8, 1], [8], 7, 0.6), train=(0, 100000, 0.005, 5e-4, 100, 0))),
+    ("--hidden 3 --dropout 0.1 --epochs 5 --lr 0.2 --weight-decay 0.3 --patience 4 --seed 6 --log-every 7 --no-normalize --heads 2", 2,
+     dict(load_graph=(str(CORA), False), GAT=([2, 1], [3], 7, 0.1), shard_graph=("edges",), train=(6, 5, 0.2, 0.3, 4, 7)))])
+def test_flags_and_the_papers_defaults_reach_the_graph_the_model_and_the_training(monkeypatch, capsys, flags, devices, expected):
+    seen = {}
+
+    def record(name, call):
+        for module in minignn, train_gcn:
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, call)
+
+    def fake_train(model, graph, rng, epochs, step_size, weight_decay, patience, log_every, **recipe):
+        seed, = (seed for seed in range(10) if jnp.array_equal(jax.random.key_data(jax.random.key(seed)), jax.random.key_data(rng)))
+        seen["train"] = seed, epochs, step_size, weight_decay, patience, log_every
+        assert recipe == (dict(penalise_all=True, rule=loss_or_accuracy_rule) if "GAT" in seen else {})
+        raise ValueError("seen enough")
+
+    record("load_graph", lambda path, normalize: seen.update(load_graph=(path, normalize)) or load_graph(path, normalize))
+    record("GCN", lambda *sizes: seen.update(GCN=sizes))
+    record("GAT", lambda *sizes: seen.update(GAT=sizes))
+    record("shard_graph", lambda graph, mesh: seen.update(shard_graph=mesh.axis_names) or graph)
+    record("train", fake_train)
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    status, _, err = in_process(monkeypatch, capsys, "train_gat.py" if "GAT" in expected else "train_gcn.py", *flags.split())
+    assert (status, err, seen) == (2, "error: seen enough\n", expected)
+
+
 BAD_FLAGS = [(flag, value) for flag, values in {
-    "--dropout": (1, -0.5, "nan"), "--epochs": (0, -3, "many"), "--hidden": (0,), "--runs": (0,), "--patience": (0,),
-    "--lr": (-1, "inf"), "--weight-decay": (-1, "nan"), "--log-every": (-1,), "--heads": (0,), "--data": ("nowhere.npz",),
-    "--unknown": (1,), "--seed": ("x", 10 ** 30)}.items() for value in values]
+    "--dropout": (1, -0.5, "nan"), "--epochs": (0, -3, "many"), "--hidden": (0, 2 ** 31), "--runs": (0,), "--patience": (0,),
+    "--lr": (-1, "inf", 1e39), "--weight-decay": (-1, "nan", 1e300), "--log-every": (-1,), "--heads": (0,), "--data": ("nowhere.npz",),
+    "--unknown": (1,), "--seed": ("x", 2 ** 32)}.items() for value in values]
 
 
 @pytest.mark.parametrize("flag, value", BAD_FLAGS)
@@ -1028,8 +1134,8 @@ def test_a_bad_flag_ends_with_status_2_and_one_line(monkeypatch, capsys, flag, v
     for name in ["train_gat.py"] if flag == "--heads" else ["train_gcn.py", "train_gat.py"]:
         status, _, err = in_process(monkeypatch, capsys, name, "--runs", 1, flag, value)
         assert status == 2 and re.fullmatch(r"error: .*\n", err)
-        name = "nheads" if flag == "--heads" else flag[2:].replace("-", "_")
-        assert re.match(rf"error: ({name} is {value}|argument {flag}: .*'{value}'|unrecognized arguments: {flag} {value}|.*nowhere)", err)
+        name = flag[2:].replace("-", "_")
+        assert re.match(rf"error: ({name} is {re.escape(str(value))}|argument {flag}: .*'{value}'|unrecognized arguments: {flag} {value}|.*nowhere)", err)
 
 
 def test_bad_data_and_divergence_end_with_status_2_and_one_line(monkeypatch, capsys, tmp_path):
@@ -1040,7 +1146,7 @@ def test_bad_data_and_divergence_end_with_status_2_and_one_line(monkeypatch, cap
             ("train_gcn.py", ["--data", tmp_path / "untested.npz"], f"error: {tmp_path / 'untested.npz'}: test_mask.sum() is 0: "),
             ("train_gcn.py", ["--data", tmp_path / "bad.npz"], f"error: {tmp_path / 'bad.npz'}: x[2, 1] is nan: features must be finite"),
             ("train_gat.py", ["--data", tmp_path], f"error: [Errno 21] Is a directory: '{tmp_path}'"),
-            ("train_gcn.py", ["--data", tmp_path / "good.npz", "--lr", 1e38], "error: training diverged at epoch 1: ")):
+            ("train_gcn.py", ["--data", tmp_path / "good.npz", "--lr", 1e25], "error: training diverged at epoch 1: ")):
         status, _, err = in_process(monkeypatch, capsys, name, *flags)
         assert status == 2 and err.startswith(message) and err.count("\n") == 1
 
@@ -1074,8 +1180,7 @@ def test_every_python_block_of_a_page_runs_and_prints_what_the_page_says(page, m
             for line in [*block[1].splitlines(), ""]:  # the empty line ends an indented block
                 waiting = console.push(line)
         assert not waiting
-        if block[2] is not None:
-            assert [line.rstrip() for line in out.getvalue().splitlines()] == [line.rstrip() for line in block[2].splitlines()]
+        assert [line.rstrip() for line in out.getvalue().splitlines()] == [line.rstrip() for line in (block[2] or "").splitlines()]
     assert console.locals["params"]
 
 

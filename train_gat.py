@@ -4,7 +4,7 @@ from train_gcn import parser, run
 
 if __name__ == "__main__":
     flags = parser(__doc__, hidden=8, dropout=0.6, lr=0.005, epochs=100000, patience=100,
-                   paper="as in Veličković et al. 2018 or its code")
+                   paper="as in Veličković et al. 2018", epochs_from="as in the GAT's released code")
     flags.add_argument("--heads", type=int, default=8, metavar="INT",
                        help="attention heads of the first layer, the last one has one; as in Veličković et al. 2018 "
                             "[%(default)s]")

@@ -10,8 +10,9 @@ import numpy as np
 from minignn import CORA, GCN, check, evaluate, load_graph, require, shard_graph, train
 
 
-def parser(description, hidden, dropout, lr, epochs, patience, paper):
-    """The flags that both scripts share, with the paper's values as defaults."""
+def parser(description, hidden, dropout, lr, epochs, patience, paper, epochs_from):
+    """The flags that both scripts share. paper, epochs_from: where the defaults come from."""
+    sys.stdout.reconfigure(errors="replace")                                # a terminal may not know ± and č
     flags = argparse.ArgumentParser(description=description, allow_abbrev=False)
     flags.error = fail
     def add(name, kind, default, text):
@@ -20,7 +21,7 @@ def parser(description, hidden, dropout, lr, epochs, patience, paper):
     add("--data", str, str(CORA), "an .npz file: x, edge_index, y, train_mask, val_mask, test_mask; the bundled Cora")
     add("--seed", int, 0, "the seed of the first run; each next run adds 1")
     add("--runs", int, 1, "train that many times and print the mean accuracy; both papers: 100")
-    add("--epochs", int, epochs, f"the most epochs to train for; {paper}")
+    add("--epochs", int, epochs, f"the most epochs to train for; {epochs_from}")
     add("--hidden", int, hidden, f"hidden units (of each head, for the GAT); {paper}")
     add("--dropout", float, dropout, f"the fraction that is dropped, in [0, 1); {paper}")
     add("--lr", float, lr, f"Adam's step size; {paper}")
@@ -43,8 +44,8 @@ def run(args, make_model, **recipe):
     """Load the graph, train make_model(number of classes) on it for each seed, print the test accuracy."""
     try:
         check(runs=args.runs, hidden=args.hidden, epochs=args.epochs, patience=args.patience, dropout=args.dropout,
-              weight_decay=args.weight_decay, log_every=args.log_every or 0)
-        require(0 <= args.lr < np.inf, "lr", args.lr, "it must be at least 0 and finite")
+              weight_decay=args.weight_decay, log_every=args.log_every or 0, heads=getattr(args, "heads", 1))
+        require(0 <= args.lr < 1e30, "lr", args.lr, "it must be in [0, 1e30)")
         require(0 <= args.seed <= 2 ** 32 - args.runs, "seed", args.seed, "seeds run from 0 to 2^32 - 1")
         graph = load_graph(args.data, normalize=not args.no_normalize)
         model = make_model(len(graph.class_names))
@@ -75,5 +76,5 @@ def run(args, make_model, **recipe):
 
 if __name__ == "__main__":
     args = parser(__doc__, hidden=16, dropout=0.5, lr=0.01, epochs=200, patience=10,
-                  paper="as in Kipf & Welling 2017").parse_args()
+                  paper="as in Kipf & Welling 2017", epochs_from="as in Kipf & Welling 2017").parse_args()
     run(args, lambda nclass: GCN(args.hidden, nclass, args.dropout))

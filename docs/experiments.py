@@ -13,8 +13,7 @@
     gat-no-ties         the GAT, where an equal validation loss or accuracy is no progress
     gat-head-masks      the GAT, where each head has a dropout mask of the input for itself, as in its released code
 
-Random choices use the seed of the run; the model is trained with the same seed. --runs: 20 unless given.
---dropout: of the GCN, 0.5 unless given.
+Random choices use the seed of the run; the model is trained with the same seed.
 """
 import argparse
 import dataclasses
@@ -121,10 +120,10 @@ GAT_RECIPE = dict(epochs=100000, step_size=0.005, penalise_all=True, patience=10
 
 if __name__ == "__main__":
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("name", choices=GRAPHS, metavar="NAME")
-    flags.add_argument("number", type=int, nargs="?", metavar="NUMBER")
-    flags.add_argument("--runs", type=int, default=20)
-    flags.add_argument("--dropout", type=float, default=0.5)
+    flags.add_argument("name", choices=GRAPHS, metavar="NAME", help="one of those above")
+    flags.add_argument("number", type=int, nargs="?", metavar="NUMBER", help="for labels and depth")
+    flags.add_argument("--runs", type=int, default=20, help="train with the seeds 0 to RUNS - 1 [%(default)s]")
+    flags.add_argument("--dropout", type=float, default=0.5, help="the GCN's rate; the GAT's is 0.6 [%(default)s]")
     args = flags.parse_args()
     if (args.number is None) == (args.name in ("labels", "depth")):
         flags.error("labels and depth take a NUMBER, the others take none")

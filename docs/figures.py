@@ -2,6 +2,7 @@
 
 It needs matplotlib and scikit-learn, which minignn itself does not: pip install matplotlib scikit-learn
 """
+import argparse
 import functools
 import pathlib
 import sys
@@ -375,11 +376,12 @@ def overview():
     save(figure, "overview.png", dpi=140)
 
 
-PICTURES = {f.__name__: f for f in (linear_fit, cora_data, adjacency, hops, attention_heads, history, hidden, confusion,
-                                    overview)}
+PICTURES = {"linear-fit": linear_fit, "cora": cora_data, "adjacency": adjacency, "hops": hops,
+            "attention": attention_heads, "history": history, "hidden": hidden, "confusion": confusion,
+            "overview": overview}
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or PICTURES:
-        if name not in PICTURES:
-            sys.exit(f"error: no picture is called {name}: choose from {', '.join(PICTURES)}")
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("names", choices=PICTURES, nargs="*", metavar="NAME", help=", ".join(PICTURES))
+    for name in flags.parse_args().names or PICTURES:
         PICTURES[name]()
