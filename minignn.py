@@ -9,7 +9,7 @@ params is a pytree (nested lists and tuples of arrays), rng a key of jax.random;
 and the same arguments give the same result. Shapes stand at the end of a line, [before] -> [after]:
 
     N nodes, E' edges, E stored entries of the adjacency (self-loops included), F input features, C classes,
-    H heads, D hidden units of a head, n nodes of any kind; nnz entries of a Sparse [n, m], G groups of up to eight
+    H heads, D hidden units of a head, n any number of nodes; nnz entries of a Sparse [n, m], G groups of up to eight
 
     GCN: Kipf & Welling, Semi-Supervised Classification with Graph Convolutional Networks, ICLR 2017
     GAT: Veličković et al., Graph Attention Networks, ICLR 2018; "released code" is that of each paper's authors
@@ -191,7 +191,7 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
         require(len(a) == (2 if name == "edge_index" else len(arrays[0])), f"{name}.shape", a.shape,
                 "it must be (2, E')" if name == "edge_index" else f"x has {len(arrays[0])} rows")
     x, edge_index, y, *masks = arrays
-    require(np.abs(x) < np.float64(1e30), "x", x, "features must be finite, and below 1e30 in size")   # not so is NaN
+    require(np.abs(x) < np.float64(1e30), "x", x, "features must be finite, and below 1e30 in size")   # NaN: false
     selected = np.sum(masks, axis=0)
     for name, mask in zip(list(ARRAYS)[3:], masks):
         require(~mask | (selected == 1), name, mask, "another mask selects this node, too: splits are disjoint")
