@@ -248,7 +248,10 @@ def neighbourhood(ax, centre, weights, title, second_hop=False):
             arrowstyle="-|>,head_width=0.22,head_length=0.4", color="#555555", linewidth=0.5 + 14 * weights[e],
             shrinkA=0, shrinkB=0), zorder=1)
         if second_hop:
-            beyond = [j for j in cols[rows == node] if j not in (node, centre)][:6]
+            beyond = [j for j in cols[rows == node] if j not in (node, centre)]
+            beyond, left_out = beyond[:6], len(beyond[6:])
+            if left_out:
+                ax.text(1.78 * a, 1.78 * b, f"+{left_out}", ha="center", va="center", fontsize=8, color="#777777")
             for i, j in enumerate(beyond):
                 turn = angle + (i - (len(beyond) - 1) / 2) * 0.8 / len(others)
                 c, d = 1.62 * np.cos(turn), 1.62 * np.sin(turn)
