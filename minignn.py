@@ -36,7 +36,7 @@ RANGES = dict(dropout=(0, 1), step_size=(0, 1e30), weight_decay=(0, 1e30), log_e
 
 
 def check(**arguments):
-    """Raise ValueError for an argument outside its range in RANGES; the others are counts, at least 1."""
+    """Raise ValueError for an argument outside its range in RANGES; the others are counts from 1 to 2^31 - 1."""
     for name, value in arguments.items():
         low, high = RANGES.get(name, (1, 2 ** 31))
         require(low <= value < high, name, value, f"it must be in [{low}, {high})")
@@ -108,7 +108,7 @@ def aggregate_groups(a, weights, h):
 
 def aggregate_backward(inputs, g):                                           # g: [n, H, D]
     a, weights, h = inputs
-    units = g.transpose(2, 0, 1), h.transpose(2, 0, 1)                      # [n, H, D] -> [D, n, H]
+    units = g.transpose(2, 0, 1), h.transpose(2, 0, 1)                      # [., H, D] -> [D, ., H]
     add = lambda total, unit: (total + unit[0][a.rows] * unit[1][a.cols], None)                 # [nnz, H]
     by_weight, _ = jax.lax.scan(add, jnp.zeros_like(weights), units)                            # g_i . h_j
     return None, by_weight, sum_groups(weights, g, a.groups[1], len(h))     # None: a is not differentiated
@@ -207,7 +207,7 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     x = row_normalize(x) if normalize else x
     x = from_dense(x) if np.count_nonzero(x) < x.size / 2 else jnp.asarray(x)
     y, *splits = (jnp.asarray(a, jnp.int32) for a in (y, *map(np.flatnonzero, masks)))
-    return Graph(x, adj, y, *splits, tuple(map(str, class_names)))
+    return Graph(x, adj, y, *splits, tuple(np.asarray(class_names).astype(str).tolist()))
 
 
 def load_graph(path=CORA, normalize=True):

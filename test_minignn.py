@@ -17,8 +17,8 @@ import runpy
 import socket
 import subprocess
 import sys
-import time
 import tokenize
+import types
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +173,16 @@ def test_a_row_reads_nothing_but_its_entries(form):
     assert matmul(form(from_dense(MATRIX)), h).ravel()[:2].tolist() == [2 * 1 - 3, 0]
 
 
+def test_groups_keep_the_message_of_each_entry_out_of_memory():
+    a, h, g = from_dense(normal(40, 7)), jnp.ones((7, 2, 3)), jnp.ones((40, 2, 3))
+
+    def has_messages(a):  # [nnz, H, D] in the sum or in its gradient
+        both = lambda weights, h: jax.vjp(lambda *inputs: aggregate(a, *inputs), weights, h)[1](g)
+        return f"[{40 * 7},2,3]" in str(jax.make_jaxpr(both)(jnp.ones((40 * 7, 2)), h))
+
+    assert [has_messages(form) for form in (plain(a), a, dropout(KEY, a, 0.5))] == [True, False, False]
+
+
 def test_aggregate_weights_each_head_by_its_own_number(tolerance):
     a, weights, h = normalize_adjacency(edge_index("directed"), 5), normal(11, 2), normal(5, 2, 3, seed=1)
     expected = np.zeros((5, 2, 3))
@@ -278,6 +288,7 @@ def test_features_become_sparse_when_more_than_half_are_zeros():
 
 
 def test_features_of_any_kind_of_number_become_floats_of_jaxs_precision():
+    close(make_graph(**small(x=np.full((6, 3), 6e4, np.float16))).x, np.full((6, 3), 1 / 3), 1e-6)  # sums beyond float16
     for kind in bool, np.uint8, np.int64, np.float16, np.float64:
         assert make_graph(**small(x=np.eye(6, 3, dtype=kind))).x.values.tolist() == [1, 1, 1]
     assert make_graph(**small()).x.dtype == np.float32
@@ -288,9 +299,18 @@ def test_features_of_any_kind_of_number_become_floats_of_jaxs_precision():
 
 def test_make_graph_names_the_classes_and_takes_a_graph_without_edges():
     assert make_graph(**small()).class_names == ("0", "1")
-    assert len(make_graph(**changed("y", 5, 300)).class_names) == 301
+    assert len(make_graph(**changed("y", 5, 2 ** 16 - 1)).class_names) == 2 ** 16
+    assert make_graph(**small(class_names=np.array([b"a", b"b"]))).class_names == ("a", "b")
     assert make_graph(**small(class_names=["a", "b", "c"])).class_names == ("a", "b", "c")
     assert make_graph(**small(edge_index=np.zeros((2, 0)))).adj.rows.tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint64, np.int16])
+def test_indices_may_be_integers_of_any_kind(kind):
+    adj = make_graph(**small(edge_index=small()["edge_index"].astype(kind))).adj
+    assert (adj.rows.tolist(), adj.cols.tolist()) == ([0, 1, 1, 2, 2, 3, 3, 4, 4, 5], [0, 0, 1, 1, 2, 2, 3, 3, 4, 5])
+    assert len(make_graph(**small(y=np.array([0, 1, 1, 0, 1, 127], kind))).class_names) == 128
+    assert len(make_graph(**small(y=np.array([0, 1, 1, 0, 1, 255], np.uint8))).class_names) == 256
 
 
 def test_arrays_that_come_in_stay_as_they_are():
@@ -306,6 +326,7 @@ BAD_GRAPHS = {
     "x[5, 0] is inf": changed("x", (5, 0), np.inf),
     "x[0, 2] is -inf": changed("x", (0, 2), -np.inf),
     "x[1, 1] is 1e+300": changed("x", (1, 1), 1e300),
+    "x[1, 1] is 1e+30": changed("x", (1, 1), 1e30),
     "x.ndim is 1": small(x=np.ones(6)),
     "x.dtype is complex128": small(x=np.ones((6, 3), complex)),
     "x.dtype is <U1": small(x=np.full((6, 3), "a")),
@@ -898,6 +919,19 @@ def test_early_stopping_waits_for_patience_and_the_kept_params_are_the_rules():
         name: ((9,), np.ndarray) for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")}
 
 
+def test_without_progress_patience_counts_from_the_start_and_the_first_params_are_kept():
+    graph = make_graph(**small())
+    params, history = quiet_train(TINY, graph, rule=lambda history: (False, False), patience=2)
+    assert len(history["val_loss"]) == 2
+    start = TINY[0](jax.random.split(jax.random.key(0))[0], graph.x.shape)[1]
+    jax.tree.map(lambda a, b: close(a, b, 1e-6), params, start)
+
+
+def test_test_nodes_are_not_needed_for_training():
+    _, history = quiet_train(TINY, make_graph(**small(test_mask=np.zeros(6, bool))), epochs=2)
+    assert len(history["val_loss"]) == 2
+
+
 @pytest.mark.parametrize("sparse", [True, False], ids=["sparse x", "dense x"])
 @each_model
 def test_both_models_learn_from_sparse_and_dense_features(name, sparse):
@@ -920,6 +954,7 @@ def test_a_seed_gives_the_same_bits_and_training_leaves_its_inputs_untouched(nam
 
 
 @pytest.mark.parametrize("settings", [dict(epochs=0), dict(patience=0), dict(step_size=-1), dict(weight_decay=-0.1),
+                                      dict(step_size=1e30), dict(weight_decay=1e30),
                                       dict(step_size=float("inf")), dict(weight_decay=float("nan")), dict(log_every=-1)])
 def test_training_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
@@ -938,27 +973,49 @@ def test_a_graph_without_validation_nodes_cannot_be_trained_on():
         quiet_train(TINY, make_graph(**small(val_mask=np.zeros(6, bool))))
 
 
-def test_divergence_stops_training_and_says_when():
+def test_divergence_stops_training_and_says_when(monkeypatch):
     with pytest.raises(FloatingPointError, match="diverged at epoch 1:"):
         quiet_train(TINY, make_graph(**small()), step_size=1e25)
-    # logits that are params, but not a number for the validation nodes 2 and 3
-    model = lambda rng, shape: (None, (jnp.zeros((6, 2)),)), lambda params, x, adj, rng=None: params[0].at[2:4].set(jnp.nan)
-    with pytest.raises(FloatingPointError, match=r"diverged at epoch 1: train loss 0\.\d+, .*val loss nan"):
+    calls = []
+    monkeypatch.setattr(minignn, "evaluate", lambda *a: calls.append(0) or evaluate(*a) * (np.nan if len(calls) == 3 else 1))
+    with pytest.raises(FloatingPointError, match="diverged at epoch 3:"):
+        quiet_train(TINY, make_graph(**small()), rule=lambda history: (len(history["val_loss"]) == 1, True))
+
+
+@pytest.mark.parametrize("node, message", [(0, "train loss nan, .* val loss 0"), (2, "train loss 0.* val loss nan")])
+def test_a_loss_that_is_not_finite_stops_training_be_it_of_training_or_validation(node, message):
+    # The logits are the params, but not a number for one node: 0 is a training node, 2 a validation node.
+    model = lambda rng, shape: (None, (jnp.zeros((6, 2)),)), lambda params, x, adj, rng=None: params[0].at[node].set(jnp.nan)
+    with pytest.raises(FloatingPointError, match=message):
         quiet_train(model, make_graph(**small()))
 
 
-def test_progress_is_printed_as_it_goes(capsys):
-    start = time.perf_counter()
-    rule = lambda history: (len(history["val_loss"]) <= 3, True)  # progress in epochs 1 to 3 only
+class Terminal(io.StringIO):
+    """A stdout that remembers what it held when it was last flushed."""
+    shown = ""
+
+    def flush(self):
+        self.shown = self.getvalue()
+
+
+def test_progress_is_printed_as_it_goes_with_the_median_time_of_an_epoch(monkeypatch):
+    clock = iter([0, 10, 10.002, 10.005, 10.009, 10.014, 10.020, 10.027])  # epochs of 10 s, then 2, 3, 4, 5, 6, 7 ms
+    monkeypatch.setattr(minignn, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(sys, "stdout", Terminal())
+
+    def rule(history):  # progress in epochs 1 to 3 only
+        shown.append(len(sys.stdout.shown.splitlines()))
+        return len(shown) <= 3, True
+
+    shown = []
     _, history = quiet_train(TINY, make_graph(**small()), epochs=9, patience=4, log_every=3, rule=rule)
-    milliseconds = 1e3 * (time.perf_counter() - start)
-    *lines, last = capsys.readouterr().out.splitlines()
-    for epoch, line in zip([3, 6], lines, strict=True):
-        numbers, time_per_epoch = line.rsplit(" | ", 1)
-        assert numbers == "epoch {:4d} | train loss {:.4f}, accuracy {:.4f} | val loss {:.4f}, accuracy {:.4f}".format(
-            epoch, *(history[name][epoch - 1] for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")))
-        assert 0.1 <= float(re.fullmatch(r"(\d+\.\d) ms/epoch", time_per_epoch)[1]) <= milliseconds
-    assert last == "stopped after epoch 7 of at most 9: last progress at 3, patience 4"
+    numbers = zip(*(history[name] for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")))
+    lines = ["epoch {:4d} | train loss {:.4f}, accuracy {:.4f} | val loss {:.4f}, accuracy {:.4f}".format(epoch, *row)
+             for epoch, row in enumerate(numbers, start=1)]
+    assert sys.stdout.getvalue().splitlines() == [
+        lines[2] + " | 3.0 ms/epoch", lines[5] + " | 4.5 ms/epoch",
+        "stopped after epoch 7 of at most 9: last progress at 3, patience 4"]
+    assert shown == [0, 0, 1, 1, 1, 2, 2]
 
 
 def test_gcn_reaches_the_papers_accuracy_on_cora(cora):
@@ -989,7 +1046,7 @@ x, rng = np.random.default_rng(3).random((50, 9)), np.random.default_rng(1)
 x[x < 0.6] = 0                                  # entry counts that 4 does not divide
 masks = [np.arange(50) % 3 == i for i in range(3)]
 graph = make_graph(x, rng.integers(0, 50, (2, 118)), rng.integers(0, 3, 50), *masks)
-mesh = jax.sharding.Mesh(np.array(jax.devices()), ("edges",))
+mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 2), ("a", "b"))
 sharded = shard_graph(graph, mesh)
 assert len(graph.adj.rows) % 4 and len(graph.x.rows) % 4 and jax.device_count() == 4
 for one, four in ((graph.adj, sharded.adj), (graph.x, sharded.x)):
@@ -1126,7 +1183,7 @@ def test_flags_and_the_papers_defaults_reach_the_graph_the_model_and_the_trainin
 BAD_FLAGS = [(flag, value) for flag, values in {
     "--dropout": (1, -0.5, "nan"), "--epochs": (0, -3, "many"), "--hidden": (0, 2 ** 31), "--runs": (0,), "--patience": (0,),
     "--lr": (-1, "inf", 1e39), "--weight-decay": (-1, "nan", 1e300), "--log-every": (-1,), "--heads": (0,), "--data": ("nowhere.npz",),
-    "--unknown": (1,), "--seed": ("x", 2 ** 32)}.items() for value in values]
+    "--unknown": (1,), "--epoch": (1,), "--seed": ("x", -1, 2 ** 32)}.items() for value in values]
 
 
 @pytest.mark.parametrize("flag, value", BAD_FLAGS)
@@ -1141,14 +1198,46 @@ def test_a_bad_flag_ends_with_status_2_and_one_line(monkeypatch, capsys, flag, v
 def test_bad_data_and_divergence_end_with_status_2_and_one_line(monkeypatch, capsys, tmp_path):
     np.savez(tmp_path / "bad.npz", **changed("x", (2, 1), np.nan))
     np.savez(tmp_path / "good.npz", **small())
-    np.savez(tmp_path / "untested.npz", **small(test_mask=np.zeros(6, bool)))
+    np.savez(tmp_path / "no\ntest.npz", **small(test_mask=np.zeros(6, bool)))
+    np.savez(tmp_path / "no_val.npz", **small(val_mask=np.zeros(6, bool)))
     for name, flags, message in (
-            ("train_gcn.py", ["--data", tmp_path / "untested.npz"], f"error: {tmp_path / 'untested.npz'}: test_mask.sum() is 0: "),
+            ("train_gcn.py", ["--data", tmp_path / "no\ntest.npz"], f"error: {tmp_path / 'no test.npz'}: test_mask.sum() is 0: "),
+            ("train_gcn.py", ["--data", tmp_path / "no_val.npz"], f"error: {tmp_path / 'no_val.npz'}: val_mask.sum() is 0: "),
+            ("train_gcn.py", ["--runs", 2, "--seed", 2 ** 32 - 1], "error: seed is 4294967295: "),
             ("train_gcn.py", ["--data", tmp_path / "bad.npz"], f"error: {tmp_path / 'bad.npz'}: x[2, 1] is nan: features must be finite"),
             ("train_gat.py", ["--data", tmp_path], f"error: [Errno 21] Is a directory: '{tmp_path}'"),
             ("train_gcn.py", ["--data", tmp_path / "good.npz", "--lr", 1e25], "error: training diverged at epoch 1: ")):
         status, _, err = in_process(monkeypatch, capsys, name, *flags)
         assert status == 2 and err.startswith(message) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", [MemoryError, RuntimeError, OSError])
+def test_failures_in_training_end_with_status_2_and_one_line(monkeypatch, capsys, tmp_path, kind):
+    def fail(*_, **__):
+        raise kind("out of\nmemory")
+
+    np.savez(tmp_path / "good.npz", **small())
+    monkeypatch.setattr(minignn, "train", fail)
+    status, _, err = in_process(monkeypatch, capsys, "train_gcn.py", "--data", tmp_path / "good.npz")
+    assert (status, err) == (2, "error: out of memory\n")
+
+
+def test_several_runs_are_summed_up_as_mean_and_standard_deviation(monkeypatch, capsys, tmp_path):
+    accuracies = iter([0.5, 1.0, 0.0])
+    np.savez(tmp_path / "good.npz", **small())
+    monkeypatch.setattr(minignn, "train", lambda *_, **__: (None, dict(val_loss=[3, 2, 1])))
+    monkeypatch.setattr(minignn, "evaluate", lambda *_: np.full((3, 2), next(accuracies)))
+    status, out, _ = in_process(monkeypatch, capsys, "train_gcn.py", "--data", tmp_path / "good.npz", "--runs", 3, "--seed", 4)
+    assert status == 0 and re.sub(r"\d+\.\d s", "T", out).splitlines()[1:] == [
+        "run   1 | seed 4 | 3 epochs, T | test accuracy 0.5000 | so far 0.5000 ± 0.0000",
+        "run   2 | seed 5 | 3 epochs, T | test accuracy 1.0000 | so far 0.7500 ± 0.2500",
+        "run   3 | seed 6 | 3 epochs, T | test accuracy 0.0000 | so far 0.5000 ± 0.4082",
+        "test accuracy: 0.5000 ± 0.4082 over 3 runs"]
+
+
+def test_a_terminal_that_knows_ascii_only_shows_the_help_all_the_same(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert in_process(monkeypatch, capsys, "train_gat.py", "--help")[0] == 0
 
 
 @pytest.mark.parametrize("name", ["train_gcn.py", "train_gat.py"])
@@ -1158,6 +1247,7 @@ def test_help_names_every_flag_of_the_readme(monkeypatch, capsys, name):
     flags = set(re.findall(r"--[a-z-]+", section)) - {"--help"}
     assert status == 0 and len(flags) == 12 and set(re.findall(r"--[a-z-]+", out)) - {"--help"} == flags - (
         {"--heads"} if name == "train_gcn.py" else set())
+    assert {"train_gcn.py": "Welling 2017 [200]", "train_gat.py": "code [100000]"}[name] in " ".join(out.split())
 
 
 # The pages ------------------------------------------------------------------------------------------------

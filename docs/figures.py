@@ -251,7 +251,9 @@ def neighbourhood(ax, centre, weights, title, second_hop=False):
             beyond = [j for j in cols[rows == node] if j not in (node, centre)]
             beyond, left_out = beyond[:6], len(beyond[6:])
             if left_out:
-                ax.text(1.78 * a, 1.78 * b, f"+{left_out}", ha="center", va="center", fontsize=8, color="#777777")
+                turn = angle - 3.8 * 0.8 / len(others)                  # beside the last of the six
+                c, d = 1.62 * np.cos(turn), 1.62 * np.sin(turn)
+                ax.text(c, d, f"+{left_out}", va="center", fontsize=9, color="#555555")
             for i, j in enumerate(beyond):
                 turn = angle + (i - (len(beyond) - 1) / 2) * 0.8 / len(others)
                 c, d = 1.62 * np.cos(turn), 1.62 * np.sin(turn)
