@@ -40,6 +40,7 @@ def check(**arguments):
     for name, value in arguments.items():
         low, high = RANGES.get(name, (1, 2 ** 31))
         require(low <= value < high, name, value, f"it must be in [{low}, {high})")
+        require(name in RANGES or value % 1 == 0, name, value, "it must be a whole number")
 
 
 # 1. Sparse matrices ---------------------------------------------------------------------------------------
@@ -219,10 +220,9 @@ def load_graph(path=CORA, normalize=True):
     with open(path, "rb") as stream:
         try:
             file = np.lib.npyio.NpzFile(stream)  # never unpickles
-            for name in [*ARRAYS, "class_names"]:
+            for name in [*ARRAYS, *{"class_names"}.intersection(file)]:
                 reading = f"cannot read {name}: "
-                if name in file or name in ARRAYS:
-                    arrays[name] = file[name]
+                arrays[name] = file[name]
             reading = ""
             return make_graph(**arrays, normalize=normalize)
         except Exception as error:  # a damaged archive can fail in any way
