@@ -655,10 +655,14 @@ def test_init_fun_gives_the_output_shape_and_the_documented_params(init_fun, out
     assert shape == output_shape and jax.tree.map(lambda leaf: leaf.shape, params) == shapes
 
 
+def reaches_glorots_bound(array, fans):
+    bound = np.sqrt(6 / sum(fans))
+    return (1 - 10 / array.size) * bound < np.abs(array).max() <= bound
+
+
 def test_gcn_draws_each_layer_with_its_own_fans():
     for (W,), fans in zip(GCN(16, 7)[0](KEY, (2708, 1433))[1], [(1433, 16), (16, 7)]):
-        bound = np.sqrt(6 / sum(fans))
-        assert (1 - 10 / W.size) * bound < np.abs(W).max() <= bound
+        assert reaches_glorots_bound(W, fans)
     assert not np.any(GraphConvolution(3, bias=True)[0](KEY, (5, 4))[1][1])
 
 
@@ -693,9 +697,8 @@ def test_gat_is_layers_with_elu_between_and_the_last_averaged(tolerance):
 
 def test_gat_draws_each_head_with_the_fans_of_one_head():
     params = GAT([8, 1], [8], 7)[0](KEY, (2708, 1433))[1]
-    for leaf, fans in zip(params[0], [(1433, 8), (8, 1), (8, 1)]):
-        bound = np.sqrt(6 / sum(fans))
-        assert (1 - 10 / leaf.size) * bound < np.abs(leaf).max() <= bound
+    for array, fans in zip(params[0], [(1433, 8), (8, 1), (8, 1)]):
+        assert reaches_glorots_bound(array, fans)
     assert not np.any(params[0][3]) and not np.array_equal(params[0][1], params[0][2])
 
 

@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from minignn import (GAT, GCN, GraphConvolution, MultiHeadLayer, Sparse, aggregate, chain, check, dropout, evaluate,
-                     load_graph, loss_or_accuracy_rule, require, segment_softmax, split_or_none, train)
+from minignn import (GAT, GCN, GraphConvolution, MultiHeadLayer, Sparse, chain, check, evaluate, load_graph,
+                     loss_or_accuracy_rule, require, split_or_none, train)
 
 
 def default(graph, seed, number):
@@ -93,22 +93,14 @@ def no_ties(history):
     return lowest or highest, lowest and highest
 
 
-def head_masks(nheads, nhid, rate, last_layer=False):
-    """A MultiHeadLayer that drops the input anew for each head, as the released code does."""
+def head_masks(nheads, nhid, rate):
+    """A MultiHeadLayer that drops anew for each head, the input too, as the released code does: heads side by side."""
     def apply_fun(params, x, adj, rng=None):
-        W, a1, a2, b = params
-        rngs = split_or_none(rng, 3)
-        if isinstance(x, Sparse):
-            h = aggregate(x, dropout(rngs[0], jnp.tile(x.values[:, None], nheads), rate), W)        # [N, H, D]
-        else:
-            h = jnp.einsum("nhf,fhd->nhd", dropout(rngs[0], jnp.stack([x] * nheads, 1), rate), W)   # [N, H, D]
-        own, neighbour = (jnp.einsum("nhd,hd->nh", h, a) for a in (a1, a2))
-        e = jax.nn.leaky_relu(own[adj.rows] + neighbour[adj.cols], 0.2)
-        alpha = dropout(rngs[1], segment_softmax(e, adj.rows, adj.shape[0]), rate)
-        out = aggregate(adj, alpha, dropout(rngs[2], h, rate)) + b
-        return out.mean(1) if last_layer else out.reshape(len(out), -1)
+        _, one_head = MultiHeadLayer(1, nhid, rate)
+        return jnp.hstack([one_head([p[..., k:k + 1, :] for p in params], x, adj, key)                  # [N, D] each
+                           for k, key in enumerate(split_or_none(rng, nheads))])
 
-    return MultiHeadLayer(nheads, nhid, rate, last_layer)[0], apply_fun
+    return MultiHeadLayer(nheads, nhid, rate)[0], apply_fun
 
 
 GRAPHS = {"default": default, "no-graph": no_graph, "no-words": no_words, "no-self-loops": no_self_loops,
@@ -142,7 +134,7 @@ if __name__ == "__main__":
     elif args.name == "gat-no-ties":
         model = GAT([8, 1], [8], nclass)
     elif args.name == "gat-head-masks":
-        model = chain([head_masks(8, 8, 0.6), head_masks(1, nclass, 0.6, last_layer=True)], jax.nn.elu)
+        model = chain([head_masks(8, 8, 0.6), MultiHeadLayer(1, nclass, 0.6, last_layer=True)], jax.nn.elu)
     # A deep GCN starts on a plateau: with a patience of 10 it would stop before it has learned anything.
     recipe = {"depth": dict(patience=200), "code-rule": dict(patience=1, rule=code_rule), "gat-head-masks": GAT_RECIPE,
               "gat-no-ties": dict(GAT_RECIPE, rule=no_ties)}.get(args.name, {})

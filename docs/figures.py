@@ -250,13 +250,15 @@ def neighbourhood(ax, centre, weights, title, second_hop=False):
         if second_hop:
             beyond = [j for j in cols[rows == node] if j not in (node, centre)]
             beyond, left_out = beyond[:6], len(beyond[6:])
-            if left_out:
-                turn = angle - 3.8 * 0.8 / len(others)                  # beside the last of the six
-                c, d = 1.62 * np.cos(turn), 1.62 * np.sin(turn)
-                ax.text(c, d, f"+{left_out}", va="center", fontsize=9, color="#555555")
-            for i, j in enumerate(beyond):
+
+            def place(i):  # of the i-th of them
                 turn = angle + (i - (len(beyond) - 1) / 2) * 0.8 / len(others)
-                c, d = 1.62 * np.cos(turn), 1.62 * np.sin(turn)
+                return 1.62 * np.cos(turn), 1.62 * np.sin(turn)
+
+            if left_out:
+                ax.text(*place(-1.3), f"+{left_out}", va="center", fontsize=9, color="#555555")
+            for i, j in enumerate(beyond):
+                c, d = place(i)
                 ax.plot([a, c], [b, d], color="#bbbbbb", linewidth=1, zorder=1)
                 ax.scatter(c, d, s=42, c=COLORS[y[j]], edgecolors="#777777", linewidths=0.5, zorder=2)
         ax.scatter(a, b, s=520, c=COLORS[y[node]], edgecolors="#333333", linewidths=0.8, zorder=3)
