@@ -1,20 +1,42 @@
-"""minignn: a GCN and a GAT in one file of JAX, made to be read from the first line to the last.
+"""minignn: a GCN and a GAT in one file of JAX, made to be read from its first line on.
 
-Layers and models are pairs of pure functions, (init_fun, apply_fun):
+A graph is a set of nodes, some of them joined by edges: papers, say, joined where one
+cites the other. Each node has features (which words the paper contains), and some nodes
+have a label (the paper's subject). A graph neural network predicts the labels of the
+other nodes, from the features and from the edges. This file builds two and trains them:
 
-    init_fun(rng, input_shape) -> (output_shape, params)    draws the parameters
-    apply_fun(params, x, adj, rng=None) -> output           rng given: training, dropout is on
+    GCN: Kipf & Welling, Semi-Supervised Classification with Graph Convolutional
+         Networks, ICLR 2017
+    GAT: Veličković et al., Graph Attention Networks, ICLR 2018
 
-params is a pytree (nested lists and tuples of arrays), rng a key of jax.random; nothing else is remembered,
-and the same arguments give the same result. Shapes stand at the end of a line, [before] -> [after]:
+    1. Sparse matrices    a product, a sum over neighbours
+    2. GCN                every neighbour has a fixed weight
+    3. GAT                every neighbour has a weight that depends on its features
+    4. Loss
+    5. Adam
+    6. Training
+    7. Data               from files and arrays to a graph, and checks of what comes in
 
-    N nodes, E' edges, E stored entries of the adjacency (self-loops included), F input features, C classes,
-    H heads, D hidden units of a head, n any number of nodes; nnz entries of a Sparse [n, m], G groups of up to eight
+Comments give the shape of an array in brackets, and [before] -> [after] where a line
+changes it. In a shape, a letter always means the same:
 
-    GCN: Kipf & Welling, Semi-Supervised Classification with Graph Convolutional Networks, ICLR 2017
-    GAT: Veličković et al., Graph Attention Networks, ICLR 2018; "released code" is that of each paper's authors
+    N nodes    E stored entries of a sparse matrix    F features of a node    C classes
+    H attention heads    D hidden units of one head    n, m, k any number
+
+JAX is NumPy whose functions can be differentiated and compiled; jnp is its numpy. Its
+arrays never change: every operation makes a new one. Whatever else this file uses of
+JAX is explained where it comes first.
+
+To copy a part, take these, and the checks that they call from the end of section 7:
+
+    Adam                        section 5
+    the loss                    section 4
+    the GAT layer               section 3 without the function GAT, and from sections 1
+                                and 2 Sparse, glorot_uniform, dropout, split_or_none
+    the GCN and its training    sections 1, 2, 4, 5 and 6
 """
 import dataclasses
+import math
 import pathlib
 import time
 
@@ -22,499 +44,965 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-CORA = pathlib.Path(__file__).with_name("data") / "cora.npz"
+# 1. Sparse matrices -------------------------------------------------------------------
+#
+# The edges of a graph are the entries of a matrix, the adjacency: row i has an entry in
+# column j where node j is a neighbour of node i. All else is zero (99.8 % of the matrix
+# for the 2708 papers of Cora, a data set of both papers), and is not stored:
+#
+#     [[0, 2, 0],    is stored as    rows   = [0, 1, 1]
+#      [5, 0, 7]]                    cols   = [1, 0, 2]
+#                                    values = [2, 5, 7]
 
 
-def require(good, name, value, rule):
-    """Raise ValueError unless `good` is true everywhere: name the first element of `value` where it is not."""
-    for index in np.argwhere(np.logical_not(good)):
-        at, value = (index.tolist(), value[tuple(index)]) if len(index) else ("", value)
-        raise ValueError(f"{name}{at} is {value}: {rule}")
-
-
-RANGES = dict(dropout=(0, 1), step_size=(0, 1e30), weight_decay=(0, 1e30), log_every=(0, 2 ** 31))
-
-
-def check(**arguments):
-    """Raise ValueError for an argument outside its range in RANGES; the others are counts from 1 to 2^31 - 1."""
-    for name, value in arguments.items():
-        low, high = RANGES.get(name, (1, 2 ** 31))
-        require(low <= value < high, name, value, f"it must be in [{low}, {high})")
-        require(name in RANGES or value % 1 == 0, name, value, "it must be a whole number")
-
-
-# 1. Sparse matrices ---------------------------------------------------------------------------------------
-
-@dataclasses.dataclass(frozen=True)
+# @dataclass writes the constructor from the list of fields. frozen: no field can be set
+# later; dataclasses.replace(a, values=...) makes a changed copy. eq=False: a == b asks
+# whether both are the same object, because comparing arrays gives no single yes or no.
+#
+# A pytree is JAX's word for a nest of lists, tuples and dicts with arrays inside. The
+# functions that JAX compiles and differentiates take pytrees as they take arrays;
+# register_dataclass lets them take a Sparse, too. Its shape is static: plain numbers,
+# since JAX compiles a function (section 6) for fixed sizes.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sparse:
-    """A matrix that stores its nonzero entries only: entry e is values[e], at row rows[e] and column cols[e].
+    """An n by m matrix of which only some entries are stored; the others are zero.
 
-    rows, cols: [nnz] int32. values: [nnz] floats. shape: (n, m). The entries are sorted by row.
-    groups: None, or the entries grouped by row and by column (see eights), which makes products faster.
+    Entry number e is values[e]; it stands in row rows[e] and column cols[e]. The
+    entries come in any order, and those in the same place add up.
     """
-    rows: jax.Array
-    cols: jax.Array
-    values: jax.Array
-    shape: tuple
-    groups: tuple = None
 
-jax.tree_util.register_dataclass(Sparse, ["rows", "cols", "values", "groups"], ["shape"])  # a pytree, shape static
+    rows: jax.Array                 # [E] int32, from 0 to n - 1
+    cols: jax.Array                 # [E] int32, from 0 to m - 1
+    values: jax.Array               # [E] floats
+    shape: tuple = dataclasses.field(metadata={"static": True})         # (n, m)
 
+    def __matmul__(self, b):
+        """self @ b, the matrix product with an array b: [m, k] -> [n, k].
 
-def eights(owner, other):
-    """Group the entries of each owner (each row, say) by eight: ten are a group of 8, and one of 2 and 6 paddings.
+        Row i of it is the sum of values[e] * b[cols[e]] over all entries e in row i.
+        Raises ValueError if b does not have m rows.
+        """
+        b = jnp.asarray(b)
+        # For an index past the end of b, JAX would silently use its last row.
+        if b.ndim != 2 or len(b) != self.shape[1]:
+            raise ValueError(f"cannot multiply {self.shape} by {b.shape}")
 
-    owner, other: [nnz] ints, an entry's row and column or the reverse. Returns int32 arrays: which [8, G]
-    entries are in each group, nnz where it is padded; their `other` [8, G]; and the owner [G] of each group.
-    """
-    order = np.argsort(owner, kind="stable")
-    ordered = owner[order]
-    place = np.arange(len(order)) - np.searchsorted(ordered, ordered)   # 0, 1, 2, ... within each owner
-    group = np.cumsum(place % 8 == 0) - 1
-    entries = np.full((8, np.sum(place % 8 == 0)), len(order))
-    entries[place % 8, group] = order
-    others = other[np.where(entries < len(order), entries, entries[0])]     # its own when padded: 0 * NaN is NaN
-    return tuple(jnp.asarray(a, jnp.int32) for a in (entries, others, owner[entries[0]]))
+        # What entry e adds to its row is called its message.
+        messages = self.values[:, None] * b[self.cols]                      # -> [E, k]
+        # segment_sum([5, 6, 7], [0, 0, 2], 3) is [11, 0, 7]: 5 and 6 are added to row
+        # 0, 7 to row 2. It is the loop: for e in range(E): out[rows[e]] += messages[e]
+        return jax.ops.segment_sum(messages, self.rows, self.shape[0])      # -> [n, k]
 
+    def aggregate(self, weights, h):
+        """The same sum with weights other than the values. For section 3; skip it here.
 
-def make_sparse(rows, cols, values, shape):
-    """A Sparse of NumPy arrays that are sorted by row."""
-    return Sparse(jnp.asarray(rows, jnp.int32), jnp.asarray(cols, jnp.int32), jnp.asarray(values, float), shape,
-                  (eights(rows, cols), eights(cols, rows)))
+        There, the weights depend on the input, and each of H heads has weights of its
+        own. Row i of the result is, in each head, the sum of weights[e] * h[cols[e]]
+        over all entries e in row i.
 
+        weights: [E, H], a number per entry and head. h: [m, H, D] -> [n, H, D].
+        Raises ValueError if there are not E weights, or h does not have m rows.
+        """
+        if len(weights) != len(self.rows):
+            raise ValueError(f"{len(weights)} weights for {len(self.rows)} entries")
+        if len(h) != self.shape[1]:
+            raise ValueError(f"h has {len(h)} rows: it must have {self.shape[1]}")
 
-def from_dense(matrix):
-    """The Sparse (n, m) of an array [n, m]."""
-    matrix = np.asarray(matrix)
-    rows, cols = np.nonzero(matrix)                                         # sorted by row
-    return make_sparse(rows, cols, matrix[rows, cols], matrix.shape)
-
-
-def sum_groups(weights, h, groups, n):
-    """For each owner, the sum of weights[e] h[other] over its entries: [nnz, H], [m, H, D] -> [n, H, D]."""
-    entries, other, owner = groups
-    weights = weights.at[entries].get(mode="fill", fill_value=0)            # [nnz, H] -> [8, G, H]
-    sums = sum(w[:, :, None] * h[j] for w, j in zip(weights, other))        # [G, H, D], in one pass
-    return jax.ops.segment_sum(sums, owner, n)                              # [G, H, D] -> [n, H, D]
+        messages = weights[:, :, None] * h[self.cols]                     # -> [E, H, D]
+        return jax.ops.segment_sum(messages, self.rows, self.shape[0])    # -> [n, H, D]
 
 
-# Why groups, and why a gradient by hand? Adding rows to their segments one at a time is the slow part on a CPU. A
-# group adds eight in one pass and leaves one addition to the segment sum: on Cora's features 2 to 4 times as fast,
-# with nothing of size [nnz, H, D] in memory. The gradient (reverse mode only: JAX has no jvp of it) is the same sum
-# with rows and columns exchanged; the one that JAX would derive goes entry by entry.
-@jax.custom_vjp
-def aggregate_groups(a, weights, h):
-    return sum_groups(weights, h, a.groups[0], a.shape[0])
+# 2. GCN -------------------------------------------------------------------------------
+#
+# A layer of the GCN computes new features of each node: a weighted sum of the
+# neighbours' features and the node's own, times a matrix W that is learned (the paper's
+# equation 2):
+#
+#     out = Â X W          X: [N, F]    W: [F, out_dim]    out: [N, out_dim]
+#
+# Â (A with a hat) is the adjacency matrix with the weights as its entries.
 
-
-def aggregate_backward(inputs, g):                                           # g: [n, H, D]
-    a, weights, h = inputs
-    units = g.transpose(2, 0, 1), h.transpose(2, 0, 1)                      # [., H, D] -> [D, ., H]
-    add = lambda total, unit: (total + unit[0][a.rows] * unit[1][a.cols], None)                 # [nnz, H]
-    by_weight, _ = jax.lax.scan(add, jnp.zeros_like(weights), units)                            # g_i . h_j
-    return None, by_weight, sum_groups(weights, g, a.groups[1], len(h))     # None: a is not differentiated
-
-aggregate_groups.defvjp(lambda *inputs: (aggregate_groups(*inputs), inputs), aggregate_backward)
-
-
-def aggregate(a, weights, h):
-    """out_i = sum over the entries e in row i of a: weights_e h_cols[e].  [nnz, H], [m, H, D] -> [n, H, D]
-
-    The one operation of message passing. a: a Sparse, of which only the places of the entries are used.
-    """
-    if a.groups is not None:
-        return jax.jit(aggregate_groups)(a, weights, h)                     # jit: else each operation compiles alone
-    messages = weights[:, :, None] * h[a.cols]                              # [m, H, D] -> [nnz, H, D]
-    return jax.ops.segment_sum(messages, a.rows, a.shape[0])                # [nnz, H, D] -> [n, H, D]
-
-
-def matmul(a, b):
-    """The product of a, a Sparse or an array [n, m], and an array b [m, k] -> [n, k]."""
-    if not isinstance(a, Sparse):
-        return a @ b
-    return aggregate(a, a.values[:, None], b[:, None, :])[:, 0]             # one head: [m, 1, k] -> [n, k]
-
-
-# 2. Graphs ------------------------------------------------------------------------------------------------
 
 def normalize_adjacency(edge_index, num_nodes):
-    """Â = D^-1/2 (A + I) D^-1/2 of the GCN paper (equation 2) -> Sparse [N, N].
+    """The matrix Â of the GCN paper (equation 2, section 3.1) -> Sparse [N, N].
 
-    edge_index: [2, E'] ints, row 0 the source and row 1 the target of each edge. Row i of the result gathers
-    from the nodes that point at i, and from i itself; D_ii counts them. Duplicates count once, an existing
-    self-loop is not doubled. Raises ValueError for an edge to a node that does not exist.
+    First every node becomes a neighbour of itself (a self-loop), so that it keeps its
+    own features. Then the entry of node i and its neighbour j gets the value
+
+        Â_ij = 1 / sqrt(d_i d_j)          d_i: the number of entries in row i
+
+    So the sum over many neighbours is not many times as large as that over few, and
+    what a node with many neighbours says to each of them has less weight. It is a
+    weighted sum and not a mean, which 1 / d_i would give. The paper writes the same as
+    D̃^-1/2 Ã D̃^-1/2, with Ã the adjacency with self-loops and D̃ the diagonal matrix
+    of the d_i.
+
+    edge_index: integers [2, number of edges]; edge_index[0] are the sources and
+    edge_index[1] the targets. A node gathers from the nodes that point at it, so an
+    undirected edge, as in both papers, is listed in both directions. An edge listed
+    twice counts once, and so does a self-loop that is there already.
+    Raises ValueError for an edge to a node that does not exist.
     """
     edge_index = np.asarray(edge_index)
-    require(edge_index.dtype.kind in "iu" or edge_index.size == 0, "edge_index.dtype", edge_index.dtype, "not integers")
-    require((0 <= edge_index) & (edge_index < num_nodes), "edge_index", edge_index, f"nodes are 0 to {num_nodes - 1}")
-    cols, rows = np.hstack([edge_index.astype(np.int64), np.tile(np.arange(num_nodes), (2, 1))])    # A + I
-    rows, cols = np.divmod(np.unique(rows * num_nodes + cols), num_nodes)   # each entry once, sorted by row
-    degree = np.bincount(rows, minlength=num_nodes)                         # the diagonal of D, [N]
-    return make_sparse(rows, cols, 1 / np.sqrt(degree[rows] * degree[cols]), (num_nodes, num_nodes))
+    check_edges(edge_index, num_nodes)
+
+    sources, targets = edge_index.astype(np.int64)
+    self_loops = np.arange(num_nodes)
+    cols = np.concatenate([sources, self_loops])        # what a node gathers from
+    rows = np.concatenate([targets, self_loops])        # the node that gathers
+
+    # Write each place in the matrix as one number (an int64: it can be large). Once
+    # these are sorted, equal ones are next to each other, and the first of them stays.
+    # (np.unique does the same, but is slow on large graphs.) The -1 in front of all
+    # makes the very first one differ from the one before it, too.
+    places = np.sort(rows * num_nodes + cols)
+    is_first = np.diff(places, prepend=-1) > 0
+    rows, cols = np.divmod(places[is_first], num_nodes)
+
+    degree = np.bincount(rows, minlength=num_nodes)     # how often each row occurs: [N]
+    values = 1 / np.sqrt(degree[rows] * degree[cols])
+    return to_sparse(rows, cols, values, (num_nodes, num_nodes))
 
 
-def row_normalize(x):
-    """Divide each row of an array [N, F] by its sum; a row that sums to zero stays as it is -> [N, F]."""
-    total = x.sum(axis=1, keepdims=True)                                    # [N, F] -> [N, 1]
-    return x / np.where(total == 0, 1, total)
+def to_sparse(rows, cols, values, shape):
+    """A Sparse of three NumPy arrays [E], in JAX's types for integers and floats."""
+    return Sparse(
+        jnp.asarray(rows, jnp.int32),
+        jnp.asarray(cols, jnp.int32),
+        jnp.asarray(values, float),         # float32, unless JAX is set to float64
+        shape)
 
-
-@dataclasses.dataclass(frozen=True)
-class Graph:
-    """x: features [N, F], a Sparse when mostly zeros, else an array of floats. adj: Sparse [N, N].
-    y: labels [N] int32, -1 for none. train, val, test: node indices [n] int32. class_names: C strings."""
-    x: jax.Array
-    adj: Sparse
-    y: jax.Array
-    train: jax.Array
-    val: jax.Array
-    test: jax.Array
-    class_names: tuple
-
-jax.tree_util.register_dataclass(Graph, ["x", "adj", "y", "train", "val", "test"], ["class_names"])
-
-
-ARRAYS = dict(x=(2, "biuf", "numbers"), edge_index=(2, "iu", "integers"), y=(1, "iu", "integers"),
-              **{f"{split}_mask": (1, "b", "booleans") for split in ("train", "val", "test")})
-
-
-def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=None, normalize=True):
-    """Check a graph's arrays, every one before JAX sees any, and make a Graph of them.
-
-    x: features [N, F]. edge_index: [2, E'], as in normalize_adjacency. y: labels [N], -1 for none.
-    train_mask, val_mask, test_mask: [N] bool, disjoint. class_names: C strings, by default "0", "1", ...
-    normalize: divide each row of x by its sum. Raises ValueError that names the array, index and value.
-    """
-    arrays = [np.asarray(a) for a in (x, edge_index, y, train_mask, val_mask, test_mask)]
-    for a, (name, (ndim, kinds, what)) in zip(arrays, ARRAYS.items()):
-        require(a.ndim == ndim, f"{name}.ndim", a.ndim, f"it must be {ndim}")
-        require(a.dtype.kind in kinds or name == "edge_index" and a.size == 0, f"{name}.dtype", a.dtype, f"not {what}")
-        require(len(a) == (2 if name == "edge_index" else len(arrays[0])), f"{name}.shape", a.shape,
-                "it must be (2, E')" if name == "edge_index" else f"x has {len(arrays[0])} rows")
-    x, edge_index, y, *masks = arrays
-    require(np.abs(x) < np.float64(1e30), "x", x, "features must be finite, and below 1e30 in size")   # NaN: false
-    selected = np.sum(masks, axis=0)
-    for name, mask in zip(list(ARRAYS)[3:], masks):
-        require(~mask | (selected == 1), name, mask, "another mask selects this node, too: splits are disjoint")
-    require(masks[0].any(), "train_mask.sum()", 0, "training needs at least one node")
-    # By default not beyond 2^16: one wrong label must not make a billion names.
-    class_names = range(min(int(y.max()) + 1, 2 ** 16)) if class_names is None else class_names
-    require(np.ndim(class_names) == 1, "class_names.ndim", np.ndim(class_names), "it must be 1")
-    adj, C = normalize_adjacency(edge_index, len(x)), len(class_names)
-    require((-1 <= y) & (y < C), "y", y, f"labels run from 0 to {C - 1}, and -1 is none")
-    require((y >= 0) | (selected == 0), "y", y, "a node that a mask selects needs a label")
-
-    x = x.astype(jnp.result_type(float))                                    # float32, unless JAX runs in x64
-    x = row_normalize(x) if normalize else x
-    x = from_dense(x) if np.count_nonzero(x) < x.size / 2 else jnp.asarray(x)
-    y, *splits = (jnp.asarray(a, jnp.int32) for a in (y, *map(np.flatnonzero, masks)))
-    return Graph(x, adj, y, *splits, tuple(np.asarray(class_names).astype(str).tolist()))
-
-
-def load_graph(path=CORA, normalize=True):
-    """Read an .npz of make_graph's arrays (class_names may be missing) -> Graph; the bundled Cora by default.
-
-    Raises FileNotFoundError (OSError if the file cannot be opened), or ValueError that names the file and the array.
-    """
-    reading, arrays = "cannot read the archive: ", {}
-    with open(path, "rb") as stream:
-        try:
-            file = np.lib.npyio.NpzFile(stream)  # never unpickles
-            for name in [*ARRAYS, *{"class_names"}.intersection(file)]:
-                reading = f"cannot read {name}: "
-                arrays[name] = file[name]
-            reading = ""
-            return make_graph(**arrays, normalize=normalize)
-        except Exception as error:  # a damaged archive can fail in any way
-            raise ValueError(f"{path}: {reading}{error}") from None
-
-
-# 3. Building blocks ---------------------------------------------------------------------------------------
 
 def glorot_uniform(rng, shape, fan_in=None, fan_out=None):
-    """Uniform on [-r, r], r = sqrt(6 / (fan_in + fan_out)): Glorot & Bengio 2010, equation 16. The fans are the
-    last two numbers of shape unless they are given."""
-    r = (6 / ((fan_in or shape[-2]) + (fan_out or shape[-1]))) ** 0.5
+    """Random weights between -r and r, where r = sqrt(6 / (fan_in + fan_out)) -> shape.
+
+    The more numbers a layer sums up, the smaller each weight, so that neither outputs
+    nor gradients grow from layer to layer (Glorot & Bengio 2010, equation 16).
+
+    rng: a key. JAX has no hidden random state: random numbers are a function of a key,
+        and the same key gives the same numbers. jax.random.key(seed) makes one.
+    fan_in, fan_out: how many numbers the weights take in and give out; shape[-2] and
+        shape[-1] if they are not given.
+    """
+    if fan_in is None:
+        fan_in = shape[-2]
+    if fan_out is None:
+        fan_out = shape[-1]
+    r = math.sqrt(6 / (fan_in + fan_out))
     return jax.random.uniform(rng, shape, minval=-r, maxval=r)
 
 
-def split_or_none(rng, n):
-    """n keys, or n times None when there is no key: evaluation."""
-    return [None] * n if rng is None else jax.random.split(rng, n)
+# A layer is a pair of functions. GraphConvolution(16) makes one. (Its name has capitals
+# like that of a class, but it is a function.) It returns the pair
+#
+#     init_fun(rng, input_shape) -> (output_shape, params)    draws the parameters
+#     apply_fun(params, x, adj, rng=None) -> output           computes the output
+#
+# Nothing is remembered between calls. init_fun returns the parameters, apply_fun is
+# given them; so the gradient of a loss is an ordinary derivative, that of a function of
+# params. The output_shape is the input_shape of the next layer. rng is for dropout,
+# below; a layer that has none ignores it.
+
+
+def GraphConvolution(out_dim, bias=False):
+    """The layer Â X W, plus a bias if asked for: the GCN paper, equation 2.
+
+    The paper's activation function is left to the model, see chain. The paper's model
+    has no bias; it is there for models of your own.
+
+    params: (W,) or (W, b). W: [F, out_dim]. b: [out_dim].
+    x: [N, F], an array or a Sparse. adj: [N, N], as normalize_adjacency makes it.
+    The output is [N, out_dim].
+    Raises ValueError for an out_dim below 1.
+    """
+    check_whole(1, out_dim=out_dim)         # a whole number, at least 1; see section 7
+
+    def init_fun(rng, input_shape):
+        num_nodes, num_features = input_shape
+        W = glorot_uniform(rng, (num_features, out_dim))
+        output_shape = (num_nodes, out_dim)
+        if bias:
+            return output_shape, (W, jnp.zeros(out_dim))
+        return output_shape, (W,)
+
+    def apply_fun(params, x, adj, rng=None):
+        W = params[0]
+        # (adj @ x) @ W is the same, but x @ W has fewer columns to sum over neighbours.
+        out = adj @ (x @ W)                             # [N, F] -> [N, out_dim]
+        if bias:
+            out = out + params[1]
+        return out
+
+    return init_fun, apply_fun
 
 
 def dropout(rng, x, rate):
-    """Zero each element of x with probability rate, divide the rest by 1 - rate: Srivastava et al. 2014.
+    """Each number of x becomes 0 with probability rate, the others x / (1 - rate).
 
-    x: an array, or a Sparse, whose stored values are dropped. rng None: x itself. rate: in [0, 1), else ValueError.
+    So on average x stays as large as it was (Srivastava et al. 2014; in this form known
+    as inverted dropout).
+
+    rng: a key, or None: x is returned as it is. That is how a model is evaluated.
+    x: an array, or a Sparse, of which only the stored values are dropped.
+    Raises ValueError if rate is not in [0, 1).
     """
-    check(dropout=rate)
+    check_dropout_rate(rate)
     if rng is None or rate == 0:
         return x
-    if isinstance(x, Sparse):
+
+    # Not isinstance(x, Sparse): you can put a dataclass of your own in place of Sparse,
+    # one that multiplies faster, say. What is dropped is its field `values`.
+    if hasattr(x, "values"):
         return dataclasses.replace(x, values=dropout(rng, x.values, rate))
-    # Word i is a hash of i under a key: jax.random's idea (Salmon et al. 2011), but its hash would take a quarter
-    # of an epoch. This is lowbias32 of C. Wellons (2018), once for each half of the key, without its last step, which
-    # changes low bits only. A scan, because XLA stores its result; else each use of the mask would hash again.
-    def mix(word, half):
-        word = word ^ half
-        word = (word ^ word >> 16) * np.uint32(0x7FEB352D)
-        return (word ^ word >> 15) * np.uint32(0x846CA68B), None
 
-    word, _ = jax.lax.scan(mix, jax.lax.iota(jnp.uint32, x.size), jax.random.key_data(rng)[:2])
-    return jnp.where(word.reshape(x.shape) >= np.uint32(rate * 2 ** 32), x / (1 - rate), 0)
+    keep = jax.random.bernoulli(rng, 1 - rate, x.shape)     # True in 1 - rate of cases
+    return jnp.where(keep, x / (1 - rate), 0)
 
 
-drop = dropout  # the same function, for layers and models, where dropout is the name of the rate
+def split_or_none(rng, num):
+    """num new keys, made from one. If rng is None, num times None: no dropout anywhere.
+
+    A key is used once, since a second use would give the same numbers again. Whoever
+    needs several keys splits the one and uses the new ones.
+    """
+    if rng is None:
+        return [None] * num
+    return jax.random.split(rng, num)
+
+
+def chain(layers, activation, dropout_rate=0):
+    """Layers one after the other: the activation between them, dropout before each.
+
+    Returns a pair (init_fun, apply_fun), like each of its layers. Nothing comes after
+    the last layer.
+
+    params: a list, the params of each layer. activation: a function of an array.
+    Raises ValueError if dropout_rate is not in [0, 1).
+    """
+    check_dropout_rate(dropout_rate)
+
+    def init_fun(rng, input_shape):
+        shape = input_shape
+        rngs = jax.random.split(rng, len(layers))
+        params = []
+        for layer_rng, (layer_init, _) in zip(rngs, layers):
+            shape, layer_params = layer_init(layer_rng, shape)
+            params.append(layer_params)
+        return shape, params
+
+    def apply_fun(params, x, adj, rng=None):
+        # Two keys for each layer: one for dropout here, one for dropout in the layer.
+        rngs = split_or_none(rng, 2 * len(layers))
+        for i, (_, layer_apply) in enumerate(layers):
+            if i > 0:
+                x = activation(x)
+            x = dropout(rngs[2 * i], x, dropout_rate)
+            x = layer_apply(params[i], x, adj, rngs[2 * i + 1])
+        return x
+
+    return init_fun, apply_fun
+
+
+def GCN(nhid, nclass, dropout_rate=0.5):
+    """The GCN paper's model (equation 9): Â ReLU(Â X W0) W1, with dropout in training.
+
+    Its outputs are logits: numbers, one for each class, which a softmax turns into
+    probabilities. The paper has the softmax in the model; here it is in the loss.
+
+    nhid: hidden units, the columns of W0. nclass: C.
+    params: [(W0,), (W1,)]. W0: [F, nhid]. W1: [nhid, C].
+    x: [N, F], an array or a Sparse -> logits [N, C].
+    Raises ValueError for a size below 1, or a dropout_rate that is not in [0, 1).
+    """
+    check_whole(1, nhid=nhid, nclass=nclass)
+    layers = [GraphConvolution(nhid), GraphConvolution(nclass)]
+    return chain(layers, jax.nn.relu, dropout_rate)
+
+
+# 3. GAT -------------------------------------------------------------------------------
+#
+# In the GCN, the weight of a neighbour follows from the degrees. The GAT computes it
+# from the features of both nodes, with parameters that are learned. It does so several
+# times side by side, each time with other parameters: these are its heads.
 
 
 def segment_softmax(scores, rows, num_rows):
-    """Softmax over the entries of each row: exp(s_e) / sum of exp(s_k) over the k with rows[k] = rows[e].
+    """A softmax over the entries of each row.
 
-    scores: [E, ...], of any size. rows: [E] ints -> [E, ...]. Each row's maximum cancels out and is subtracted first.
+    Entry e of a row becomes exp(score of e) / (the sum of exp(score) over that row).
+
+    scores: [E, ...], however large. rows: integers [E], the row of each entry, from 0
+    to num_rows - 1. The result is [E, ...].
     """
-    highest = jax.lax.stop_gradient(jax.ops.segment_max(scores, rows, num_rows))                # [num_rows, ...]
-    weights = jnp.exp(scores - highest[rows])                                                   # [E, ...]
-    return weights / jax.ops.segment_sum(weights, rows, num_rows)[rows]                         # [E, ...]
+    # Softmax stays the same if one number is subtracted from all scores of a row. With
+    # the largest one, exp cannot overflow. As it cancels out, the gradient need not see
+    # it: stop_gradient makes it a constant (PyTorch: detach).
+    constant = jax.lax.stop_gradient(scores)
+    largest = jax.ops.segment_max(constant, rows, num_rows)     # -> [num_rows, ...]
+    exp = jnp.exp(scores - largest[rows])                       # -> [E, ...]
+    total = jax.ops.segment_sum(exp, rows, num_rows)            # -> [num_rows, ...]
+    return exp / total[rows]                                    # -> [E, ...]
 
 
-# 4. Layers ------------------------------------------------------------------------------------------------
+def attention(a1, a2, h, adj):
+    """The weight that each node gives to each neighbour: the GAT paper, equation 3.
 
-def GraphConvolution(out_dim, bias=False):
-    """Â X W (+ b), the GCN paper's layer (equation 2) without σ, which chain adds. Â: see normalize_adjacency.
+    Each pair of a node i and its neighbour j gets a score (equation 1). Let h_i be node
+    i's features after the multiplication by W (the paper's W h_i). The paper puts h_i
+    and h_j one after the other, [h_i || h_j], and takes the product with a vector a. If
+    a1 is the first half of a and a2 the second, that is a sum:
 
-    params: (W [F, out_dim],) or (W, b [out_dim]). x: [N, F], array or Sparse -> [N, out_dim].
+        score_ij = LeakyReLU(a . [h_i || h_j]) = LeakyReLU(a1 . h_i + a2 . h_j)
+
+    A softmax over all neighbours j of i makes weights of the scores (equation 2).
+
+    a1, a2: [H, D]. h: [N, H, D].
+    adj: a Sparse [N, N], an entry for each pair of neighbours. Its values are not used.
+    Two entries in the same place would count as two neighbours.
+    The result is the weights alpha, [E, H].
     """
-    check(out_dim=out_dim)
+    # einsum, as in NumPy: for each node and each head, the sum of the products over d.
+    own = jnp.einsum("nhd,hd->nh", h, a1)               # a1 . h_i: [N, H, D] -> [N, H]
+    neighbour = jnp.einsum("nhd,hd->nh", h, a2)         # a2 . h_j: [N, H, D] -> [N, H]
+    scores = own[adj.rows] + neighbour[adj.cols]        # [N, H] -> [E, H]
+    scores = jax.nn.leaky_relu(scores, 0.2)             # negative scores times 0.2
+    return segment_softmax(scores, adj.rows, adj.shape[0])
+
+
+def MultiHeadLayer(nheads, nhid, dropout_rate, last_layer=False):
+    """nheads attention heads of nhid units each: the GAT paper, equations 1 to 6.
+
+    As in the GCN, the activation function is left to chain.
+
+    params: (W, a1, a2, b). W: [F, H, D]. a1, a2, b: [H, D].
+    x: [N, F], an array or a Sparse. adj: [N, N], see attention.
+    The output is [N, H*D], the heads side by side; in the last layer their mean [N, D].
+    Raises ValueError for a size below 1, or a dropout_rate that is not in [0, 1).
+    """
+    check_whole(1, nheads=nheads, nhid=nhid)
+    check_dropout_rate(dropout_rate)
 
     def init_fun(rng, input_shape):
-        W = glorot_uniform(rng, (input_shape[-1], out_dim))
-        return (*input_shape[:-1], out_dim), (W, jnp.zeros(out_dim)) if bias else (W,)
-
-    def apply_fun(params, x, adj, rng=None):
-        out = matmul(adj, matmul(x, params[0]))                             # [N, F] -> [N, out] -> [N, out]
-        return out + params[1] if bias else out
-
-    return init_fun, apply_fun
-
-
-def MultiHeadLayer(nheads, nhid, dropout, last_layer=False):
-    """nheads attention heads of nhid units each: the GAT paper's layer (equations 1 to 6) without σ, which chain adds.
-
-    params: (W [F, H, D], a1 [H, D], a2 [H, D], b [H, D]); a1 and a2 are the two halves of the paper's vector a.
-    x: [N, F], array or Sparse -> [N, H*D], the heads concatenated, or their mean [N, D] in the last layer.
-    dropout: the rate on the input, the attention coefficients and, as in the released code, the projected features.
-    """
-    check(nheads=nheads, nhid=nhid, dropout=dropout)
-
-    def init_fun(rng, input_shape):
-        rngs = jax.random.split(rng, 3)
-        W = glorot_uniform(rngs[0], (input_shape[-1], nheads, nhid), input_shape[-1], nhid)
-        a1, a2 = (glorot_uniform(key, (nheads, nhid), nhid, 1) for key in rngs[1:])
-        return (*input_shape[:-1], nhid if last_layer else nheads * nhid), (W, a1, a2, jnp.zeros((nheads, nhid)))
+        num_nodes, num_features = input_shape
+        W_rng, a1_rng, a2_rng = jax.random.split(rng, 3)
+        # fan_in and fan_out are those of one head. W turns num_features numbers into
+        # nhid; a1 and a2 each turn nhid numbers into 1, a part of the score.
+        W = glorot_uniform(W_rng, (num_features, nheads, nhid), num_features, nhid)
+        a1 = glorot_uniform(a1_rng, (nheads, nhid), nhid, 1)
+        a2 = glorot_uniform(a2_rng, (nheads, nhid), nhid, 1)
+        b = jnp.zeros((nheads, nhid))
+        out_dim = nhid if last_layer else nheads * nhid
+        return (num_nodes, out_dim), (W, a1, a2, b)
 
     def apply_fun(params, x, adj, rng=None):
         W, a1, a2, b = params
-        rngs = split_or_none(rng, 3)
-        h = matmul(drop(rngs[0], x, dropout), W.reshape(len(W), -1)).reshape(-1, nheads, nhid)  # Wh: [N, H, D]
-        # inside equation 3: e_ij = LeakyReLU(a^T [Wh_i || Wh_j]), and a^T [Wh_i || Wh_j] = a1 Wh_i + a2 Wh_j
-        own, neighbour = (jnp.einsum("nhd,hd->nh", h, a) for a in (a1, a2))                     # [N, H]
-        e = jax.nn.leaky_relu(own[adj.rows] + neighbour[adj.cols], 0.2)     # [N, H] -> [E, H]
-        alpha = segment_softmax(e, adj.rows, adj.shape[0])                  # equation 2: [E, H] -> [E, H]
-        out = aggregate(adj, drop(rngs[1], alpha, dropout), drop(rngs[2], h, dropout)) + b    # equation 4: [N, H, D]
-        return out.mean(1) if last_layer else out.reshape(len(out), -1)     # equation 6 or 5: [N, D] or [N, H*D]
+        x_rng, alpha_rng, h_rng = split_or_none(rng, 3)
+
+        # Of three dropouts, two are inside the layer; so all are here, none in chain.
+        x = dropout(x_rng, x, dropout_rate)
+        # A Sparse x can be multiplied by a matrix only: W with its heads side by side.
+        h = x @ W.reshape(len(W), nheads * nhid)        # [N, F] -> [N, H*D]
+        h = h.reshape(-1, nheads, nhid)                 # -> [N, H, D]
+
+        alpha = attention(a1, a2, h, adj)               # equations 1 to 3: [E, H]
+        alpha = dropout(alpha_rng, alpha, dropout_rate)
+        # The dropout of h and the bias b are in the authors' code, not in their paper.
+        h = dropout(h_rng, h, dropout_rate)
+        # The sum of alpha[e] * h[cols[e]] over the entries e in each row (section 1).
+        out = adj.aggregate(alpha, h) + b               # equation 4: [N, H, D]
+
+        if last_layer:
+            return out.mean(axis=1)                     # equation 6: -> [N, D]
+        return out.reshape(-1, nheads * nhid)           # equation 5: -> [N, H*D]
 
     return init_fun, apply_fun
 
 
-def GraphAttentionLayer(out_dim, dropout):
-    """One attention head: a MultiHeadLayer with params of H = 1. x: [N, F] -> [N, out_dim]."""
-    return MultiHeadLayer(1, out_dim, dropout)
+def GraphAttentionLayer(out_dim, dropout_rate):
+    """A layer of one head: the GAT paper, equations 1 to 4, for models of your own.
 
-
-# 5. Models ------------------------------------------------------------------------------------------------
-
-def chain(layers, activation, dropout=0):
-    """Layers in a row, the activation between them, dropout on the input of each. params: the list of theirs.
-    A layer with dropout of its own needs none here: both would use the same key."""
-    def init_fun(rng, input_shape):
-        params = []
-        for (layer_init, _), key in zip(layers, jax.random.split(rng, len(layers))):
-            input_shape, layer_params = layer_init(key, input_shape)
-            params.append(layer_params)
-        return input_shape, params
-
-    def apply_fun(params, x, adj, rng=None):
-        for i, ((_, layer), key) in enumerate(zip(layers, split_or_none(rng, len(layers)))):
-            x = layer(params[i], drop(key, activation(x) if i > 0 else x, dropout), adj, key)   # [N, in] -> [N, out]
-        return x
-
-    return init_fun, apply_fun
-
-
-def GCN(nhid, nclass, dropout=0.5):
-    """Logits Â ReLU(Â X W0) W1, the GCN paper's model (equation 9), with dropout on both layers' inputs.
-
-    params: [(W0 [F, nhid],), (W1 [nhid, C],)]. x: [N, F], array or Sparse -> [N, C], C = nclass.
-    Raises ValueError for sizes below 1 and a dropout rate outside [0, 1).
+    params: as in MultiHeadLayer, with H = 1. x: [N, F], an array or a Sparse
+    -> [N, out_dim]. Raises ValueError as MultiHeadLayer does.
     """
-    check(nhid=nhid, nclass=nclass, dropout=dropout)
-    return chain([GraphConvolution(nhid), GraphConvolution(nclass)], jax.nn.relu, dropout)
+    return MultiHeadLayer(1, out_dim, dropout_rate)
 
 
-def GAT(nheads, nhid, nclass, dropout=0.6):
-    """Attention layers with ELU between them -> logits. The GAT paper's model is GAT([8, 1], [8], C).
+def GAT(nheads, nhid, nclass, dropout_rate=0.6):
+    """Attention layers, ELU between them. For Cora, the paper has GAT([8, 1], [8], 7).
 
-    nheads: the heads of each layer. nhid: the units per head of each layer but the last, which has nclass.
-    params: one (W, a1, a2, b) per layer, see MultiHeadLayer. x: [N, F], array or Sparse -> [N, C], C = nclass.
-    Raises ValueError for sizes below 1, lists that do not fit, and a dropout rate outside [0, 1).
+    nheads: a list, the number of heads of each layer.
+    nhid: a list, the units per head of each layer but the last, which has nclass.
+    params: a list, (W, a1, a2, b) of each layer.
+    x: [N, F], an array or a Sparse -> logits [N, C], C = nclass.
+    Raises ValueError for a size below 1, lists that do not fit each other, or a
+    dropout_rate that is not in [0, 1).
     """
-    require(len(nheads) == len(nhid) + 1, "len(nheads)", len(nheads), f"len(nhid) + 1 is {len(nhid) + 1}")
-    layers = [MultiHeadLayer(heads, units, dropout) for heads, units in zip(nheads, nhid)]
-    return chain([*layers, MultiHeadLayer(nheads[-1], nclass, dropout, last_layer=True)], jax.nn.elu)
+    if len(nheads) != len(nhid) + 1:
+        raise ValueError(f"len(nheads) is {len(nheads)}: it must be len(nhid) + 1, "
+                         f"{len(nhid) + 1}")
+
+    layers = []
+    for heads, units in zip(nheads, nhid):
+        layers.append(MultiHeadLayer(heads, units, dropout_rate))
+    layers.append(MultiHeadLayer(nheads[-1], nclass, dropout_rate, last_layer=True))
+    return chain(layers, jax.nn.elu)        # no dropout: the layers have their own
 
 
-# 6. Loss --------------------------------------------------------------------------------------------------
+# 4. Loss ------------------------------------------------------------------------------
+
 
 def log_softmax(logits):
-    """log(exp(z_c) / sum_k exp(z_k)): [..., C] -> [..., C]. Subtracting the maximum, which cancels, avoids overflow."""
-    shifted = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-    return shifted - jnp.log(jnp.exp(shifted).sum(-1, keepdims=True))
+    """The logarithm of the softmax, for logits however large: [n, C] -> [n, C]."""
+    # (jax.nn.log_softmax does the same.) Subtracting the largest logit does not change
+    # the softmax, and exp cannot overflow. As it cancels out, stop_gradient makes it a
+    # constant (PyTorch: detach).
+    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))     # [n, 1]
+    shifted = logits - largest
+    return shifted - jnp.log(jnp.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def cross_entropy(logits, labels):
-    """Minus the log-probability of the right class, the mean over nodes: [n, C], [n] -> scalar. The GCN paper
-    (equation 10) writes the sum; its released code, like the GAT's, takes the mean."""
-    return -jnp.take_along_axis(log_softmax(logits), labels[:, None], axis=1).mean()
+    """Minus the log-probability of the right class, the mean over n nodes -> a number.
+
+    The GCN paper's equation 10 is the sum; the mean is in both papers' code.
+
+    logits: [n, C]. labels: integers [n], from 0 to C - 1. If a label is anything else
+    (-1, say, of a node without one), the result is nan.
+    Raises ValueError if labels is not [n].
+    """
+    num_nodes, num_classes = logits.shape
+    if labels.shape != (num_nodes,):
+        raise ValueError(f"labels.shape is {labels.shape}: it must be {(num_nodes,)}")
+
+    # Left alone, JAX would read -1 as the last class, and a number past the end, too.
+    is_class = (labels >= 0) & (labels < num_classes)
+    labels = jnp.where(is_class, labels, 0)
+
+    log_probability = log_softmax(logits)                                   # [n, C]
+    of_label = log_probability[jnp.arange(num_nodes), labels]               # [n]
+    # A factor nan makes the gradient nan, too, so that nobody trains on it unnoticed.
+    one_or_nan = jnp.where(is_class, 1, jnp.nan)
+    return -(of_label * one_or_nan).mean()
 
 
 def l2_penalty(params):
-    """Half the sum of the squares of every number in the pytree params -> scalar."""
-    return sum(jnp.sum(leaf ** 2) for leaf in jax.tree.leaves(params)) / 2
+    """Half the sum of the squares of all numbers in params, any pytree -> a number."""
+    # The leaves of a pytree are the arrays in it.
+    squares = [jnp.sum(leaf ** 2) for leaf in jax.tree.leaves(params)]
+    return sum(squares) / 2
 
 
 def accuracy(logits, labels):
-    """The fraction of nodes whose largest logit is that of the right class: [n, C], [n] -> scalar."""
-    return (logits.argmax(-1) == labels).mean()
+    """The fraction of nodes whose largest logit is the right class's -> a number.
+
+    logits: [n, C]. labels: integers [n]; a node with the label -1 counts as wrong.
+    Raises ValueError if labels is not [n].
+    """
+    num_nodes, _ = logits.shape
+    if labels.shape != (num_nodes,):
+        raise ValueError(f"labels.shape is {labels.shape}: it must be {(num_nodes,)}")
+    return (logits.argmax(axis=-1) == labels).mean()
 
 
-# 7. Optimiser ---------------------------------------------------------------------------------------------
+# 5. Adam ------------------------------------------------------------------------------
+
 
 def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
-    """Adam (Kingma & Ba 2015, algorithm 1), a pair of pure functions over any pytree: init(params) -> state,
-    update(grads, state, params) -> (params, state)."""
+    """The optimizer Adam (Kingma & Ba 2015, algorithm 1), a pair of functions:
+
+        init(params) -> state
+        update(grads, state, params) -> (params, state)
+
+    params: any pytree of arrays. grads: their gradients, a pytree of the same form.
+    b1, b2: the part of a running mean that is kept at each step. eps: against division
+    by zero. state: (the number of steps, the running means of the gradients and of
+    their squares).
+    """
+
     def init(params):
+        # tree.map(f, tree) puts f(leaf) in place of each leaf of a pytree, that is, of
+        # each array in it. With two trees, f gets a leaf of each.
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return 1, zeros, zeros                                              # t, the coming step, m and v
+        return 0, zeros, zeros
 
     def update(grads, state, params):
-        t, m, v = state
-        m = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, m, grads)
-        v = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g ** 2, v, grads)
-        # m and v start at 0, so both are too small by these factors: the paper's bias correction
-        c1, c2 = 1 - b1 ** t, 1 - b2 ** t
-        params = jax.tree.map(lambda p, m, v: p - step_size * (m / c1) / (jnp.sqrt(v / c2) + eps), params, m, v)
-        return params, (t + 1, m, v)
+        t, means, squares = state
+        t = t + 1
+
+        def new_mean(mean, grad):       # a running mean of the gradient (the paper's m)
+            return b1 * mean + (1 - b1) * grad
+
+        def new_square(square, grad):   # and one of its square (the paper's v)
+            return b2 * square + (1 - b2) * grad ** 2
+
+        def new_param(param, mean, square):
+            # Both means began at 0, and so are too small by these factors.
+            mean = mean / (1 - b1 ** t)
+            square = square / (1 - b2 ** t)
+            return param - step_size * mean / (jnp.sqrt(square) + eps)
+
+        means = jax.tree.map(new_mean, means, grads)
+        squares = jax.tree.map(new_square, squares, grads)
+        params = jax.tree.map(new_param, params, means, squares)
+        return params, (t, means, squares)
 
     return init, update
 
 
-# 8. Training ----------------------------------------------------------------------------------------------
+# 6. Training --------------------------------------------------------------------------
 
-# A stopping rule looks at the history after an epoch and says (progress, keep): whether patience starts anew,
-# and whether this epoch's params are the ones to return.
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Graph:
+    """A graph whose nodes are to be classified; load_graph (section 7) reads one.
+
+    train lists the nodes whose loss is minimised, val (validation) those that decide
+    when to stop, test those on which the result is reported. They share no node.
+    """
+
+    x: jax.Array                    # features [N, F], an array or a Sparse
+    adj: Sparse                     # the adjacency [N, N], see normalize_adjacency
+    y: jax.Array                    # labels [N] int32, -1 for none
+    train: jax.Array                # nodes [n] int32
+    val: jax.Array                  # nodes [n] int32
+    test: jax.Array                 # nodes [n] int32
+    # The names of the C classes; static, because a string is not an array.
+    class_names: tuple = dataclasses.field(metadata={"static": True})
+
+
+# An epoch is one step of training, on all training nodes. After each, a stopping rule
+# looks at the history, a dict whose "val_loss" and "val_accuracy" are lists with one
+# number per epoch so far. It returns two booleans:
+#
+#     progress    training stops when `patience` epochs in a row bring no progress
+#     keep        the parameters of this epoch are kept, in place of those kept before;
+#                 train returns what was kept last
+
 
 def loss_rule(history):
-    """GCN paper, section 5.2: progress is a validation loss below all before. Released code: return the last params."""
-    return history["val_loss"][-1] < min(history["val_loss"][:-1], default=np.inf), True
+    """The GCN paper's rule (section 5.2): progress is a new lowest validation loss.
+
+    The parameters are always kept: train returns the last, as the authors' code does.
+    (That code stops by another rule: when the loss exceeds the mean of the ten before.)
+    """
+    before = history["val_loss"][:-1]
+    progress = history["val_loss"][-1] < min(before, default=math.inf)
+    return progress, True
 
 
 def loss_or_accuracy_rule(history):
-    """GAT paper, section 3.3: progress is the lowest validation loss or the highest validation accuracy so far.
-    Released code: a tie counts, and the params returned are the last that were best in both."""
-    lowest = history["val_loss"][-1] <= min(history["val_loss"])
-    highest = history["val_accuracy"][-1] >= max(history["val_accuracy"])
-    return lowest or highest, lowest and highest
+    """The GAT paper's rule (section 3.3): progress in validation loss or accuracy.
+
+    As in the authors' code, a value equal to the best is progress, too, and parameters
+    are kept if they are the best in both.
+    """
+    # Both lists include this epoch, so <= says that it is the best, or equal to it.
+    lowest_loss = history["val_loss"][-1] <= min(history["val_loss"])
+    highest_accuracy = history["val_accuracy"][-1] >= max(history["val_accuracy"])
+    return lowest_loss or highest_accuracy, lowest_loss and highest_accuracy
 
 
-def update(apply_fun, penalise_all, params, state, graph, rng, epoch, step_size, weight_decay):
-    """One step of Adam on the training loss -> (params, state). The graph is an argument and not a global
-    that the function closes over: XLA would treat it as a constant and try to precompute with it."""
+def train_step(apply_fun, penalise_all, params, state, graph, rng, epoch, step_size,
+               weight_decay):
+    """One step of Adam on the loss of the training nodes -> (params, state).
+
+    The loss is the cross-entropy plus weight_decay times the L2 penalty on all params
+    (penalise_all) or on the first layer's.
+
+    state: Adam's. rng: a key, from which each epoch makes its own for dropout.
+    """
+    # fold_in makes a new key from a key and a number.
+    rng = jax.random.fold_in(rng, epoch)
+
     def loss(params):
-        logits = apply_fun(params, graph.x, graph.adj, jax.random.fold_in(rng, epoch))          # [N, C]
+        logits = apply_fun(params, graph.x, graph.adj, rng)                 # [N, C]
         data_loss = cross_entropy(logits[graph.train], graph.y[graph.train])
-        return data_loss + weight_decay * l2_penalty(params if penalise_all else params[0])
+        penalised = params if penalise_all else params[0]
+        return data_loss + weight_decay * l2_penalty(penalised)
 
-    return adam(step_size)[1](jax.grad(loss)(params), state, params)
+    # grad(f) is the function that computes f's gradient with respect to its first
+    # argument: here a pytree like params.
+    grads = jax.grad(loss)(params)
+    # adam remembers nothing between calls. As it is made anew here, step_size is a
+    # number like any other, which can be changed.
+    _, update = adam(step_size)
+    return update(grads, state, params)
 
-update = jax.jit(update, static_argnums=(0, 1))  # a new model means a new compilation
+
+# jax.jit compiles a function at its first call: it runs the function once, with arrays
+# that have a shape and a type but no values yet, and records what is computed. Later
+# calls with arrays of the same shapes and types run the compiled record. A number, like
+# epoch, counts as an array of shape []. A function, or a value on which a Python `if`
+# depends, has to be static: a part of the record, which is made anew for another value.
+# Each call of GCN(16, 7) makes another apply_fun, so call it once.
+train_step = jax.jit(train_step, static_argnames=("apply_fun", "penalise_all"))
 
 
 def evaluate(apply_fun, params, graph):
-    """Without dropout: [[loss, accuracy] of train, of val, of test] -> [3, 2]. Loss: cross_entropy alone."""
-    logits = apply_fun(params, graph.x, graph.adj)                          # [N, C]
-    return jnp.array([[f(logits[nodes], graph.y[nodes]) for f in (cross_entropy, accuracy)]
-                      for nodes in (graph.train, graph.val, graph.test)])
+    """Loss (without penalty) and accuracy on each split, without dropout -> a dict.
 
-evaluate = jax.jit(evaluate, static_argnums=0)
-
-
-def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4, penalise_all=False, rule=loss_rule,
-          patience=10, log_every=10):
-    """Train a model on a graph; the defaults are the GCN paper's -> (params, history).
-
-    model: (init_fun, apply_fun). rng: a key. weight_decay: the factor of the l2_penalty on all params, or on
-    params[0], the first layer's. rule: see above. patience: the epochs without progress after which to stop.
-    log_every: epochs from one printed line to the next, 0 for silence. history: a dict of arrays [epochs run],
-    train_loss, train_accuracy, val_loss and val_accuracy after each epoch, without dropout and penalty.
-    Raises ValueError for an argument out of range, FloatingPointError when a loss is not finite any more.
+    Its keys: train_loss, train_accuracy, val_loss, val_accuracy, test_loss,
+    test_accuracy. The numbers of a split without nodes are nan.
     """
-    check(epochs=epochs, patience=patience, log_every=log_every, step_size=step_size, weight_decay=weight_decay)
-    require(len(graph.val) > 0, "val_mask.sum()", 0, "the stopping rule needs at least one node")
-    init_rng, drop_rng = jax.random.split(rng)
-    once = {"xla_backend_optimization_level": 0}  # compile in half the time what runs a single time
-    _, params = jax.jit(model[0], static_argnums=1, compiler_options=once)(init_rng, graph.x.shape)
-    state = adam(step_size)[0](params)
-    history = {"train_loss": [], "train_accuracy": [], "val_loss": [], "val_accuracy": []}
-    clock, best, last_progress = [time.perf_counter()], params, 0
+    logits = apply_fun(params, graph.x, graph.adj)      # no rng, no dropout: [N, C]
+    metrics = {}
+    for split in ("train", "val", "test"):
+        nodes = getattr(graph, split)
+        metrics[f"{split}_loss"] = cross_entropy(logits[nodes], graph.y[nodes])
+        metrics[f"{split}_accuracy"] = accuracy(logits[nodes], graph.y[nodes])
+    return metrics
+
+
+evaluate = jax.jit(evaluate, static_argnames="apply_fun")
+
+
+def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
+          penalise_all=False, rule=loss_rule, patience=10, log_every=10,
+          train_graph=None):
+    """Train a model on a graph -> (params, history). The defaults are the GCN paper's.
+
+    model: a pair (init_fun, apply_fun). rng: a key.
+    epochs: the most steps to take, each on all training nodes.
+    weight_decay: what the l2_penalty is multiplied by.
+    penalise_all: the penalty is on all params, as in the GAT's code; else on params[0],
+        as in the GCN paper: the first layer has nearly all of the model's parameters.
+    rule, patience: when to stop, see above.
+    log_every: the number of epochs from one printed line to the next, 0 for silence.
+    train_graph: the graph that the steps see, if it is not the whole one. There are two
+        reasons for it: the test nodes are to be unknown while training (the inductive
+        setting), or a step is to be faster, on that part of the graph which the loss
+        depends on (see receptive_field below).
+    history: a dict of arrays [epochs run], train_loss, train_accuracy, val_loss and
+        val_accuracy after each epoch, as evaluate computes them.
+
+    Raises ValueError for a setting out of range or a graph without training or
+    validation nodes, FloatingPointError when a loss is infinite or nan.
+    """
+    check_whole(1, epochs=epochs, patience=patience)
+    check_whole(0, log_every=log_every)
+    check_size(step_size=step_size, weight_decay=weight_decay)
+    if train_graph is None:
+        train_graph = graph
+    if len(train_graph.train) == 0:
+        raise ValueError("train is empty (train_mask.sum() is 0): a loss needs nodes")
+    if len(graph.val) == 0:
+        raise ValueError("val is empty (val_mask.sum() is 0): the rule needs nodes")
+
+    init_fun, apply_fun = model
+    init_rng, dropout_rng = jax.random.split(rng)
+    _, params = init_fun(init_rng, graph.x.shape)
+    init_adam, _ = adam(step_size)
+    state = init_adam(params)
+    # Like .to(device) in PyTorch: init_fun made params on JAX's first device; put them
+    # where the graph is. Without this, the second step would be compiled anew, because
+    # the first would have moved them. (An array's sharding says which devices hold it.
+    # Where a graph is spread over several, each has all of y, as it needs all of
+    # params. asarray is for a graph made by hand, whose y may be a NumPy array.)
+    place = jnp.asarray(graph.y).sharding
+    params, state = jax.device_put((params, state), place)
+
+    history = {
+        "train_loss": [], "train_accuracy": [], "val_loss": [], "val_accuracy": []}
+    seconds = []
+    kept_params = params
+    last_progress = 0
     for epoch in range(1, epochs + 1):
-        params, state = update(model[1], penalise_all, params, state, graph, drop_rng, epoch, step_size, weight_decay)
-        numbers = np.asarray(evaluate(model[1], params, graph))[:2].ravel()                    # train, val
-        for values, number in zip(history.values(), numbers):
-            values.append(number)
-        clock.append(time.perf_counter())
-        line = "train loss {:.4f}, accuracy {:.4f} | val loss {:.4f}, accuracy {:.4f}".format(*numbers)
-        if not np.isfinite(numbers).all():
-            raise FloatingPointError(f"training diverged at epoch {epoch}: {line}; lower step_size or weight_decay")
+        start = time.perf_counter()
+        params, state = train_step(apply_fun, penalise_all, params, state, train_graph,
+                                   dropout_rng, epoch, step_size, weight_decay)
+        # JAX does not wait for results; device_get does, and returns NumPy's numbers.
+        metrics = jax.device_get(evaluate(apply_fun, params, graph))
+        for name, values in history.items():
+            values.append(float(metrics[name]))
+        seconds.append(time.perf_counter() - start)
+
+        line = ("train loss {train_loss:.4f}, accuracy {train_accuracy:.4f} | "
+                "val loss {val_loss:.4f}, accuracy {val_accuracy:.4f}")
+        line = line.format(**metrics)
+        if not math.isfinite(metrics["train_loss"] + metrics["val_loss"]):
+            raise FloatingPointError(f"training diverged at epoch {epoch}: {line}; "
+                                     "lower step_size or weight_decay")
         if log_every and epoch % log_every == 0:
-            print(f"epoch {epoch:4d} | {line} | {1e3 * np.median(np.diff(clock)):.1f} ms/epoch", flush=True)
+            milliseconds = 1000 * np.median(seconds)    # the first epoch also compiles
+            print(f"epoch {epoch:4d} | {line} | {milliseconds:.1f} ms/epoch",
+                  flush=True)
+
         progress, keep = rule(history)
-        best = params if keep else best
-        last_progress = epoch if progress else last_progress
+        if keep:
+            kept_params = params
+        if progress:
+            last_progress = epoch
         if epoch - last_progress >= patience:
             break
+
     if log_every:
-        print(f"stopped after epoch {epoch} of at most {epochs}: last progress at {last_progress}, patience {patience}")
-    return best, {name: np.array(values) for name, values in history.items()}
+        print(f"stopped after epoch {epoch} of at most {epochs}: "
+              f"last progress at {last_progress}, patience {patience}")
+    return kept_params, {name: np.array(values) for name, values in history.items()}
 
 
-# 9. More than one device ----------------------------------------------------------------------------------
+# Each paper's settings for Cora, to be passed on:
+#     train(model, graph, rng, **GAT_RECIPE)
+# Those of the GCN are the defaults of train, too; here they stand beside the GAT's.
 
-def shard_graph(graph, mesh):
-    """Spread the entries of adj, and of a Sparse x, evenly over the devices of a jax.sharding.Mesh -> Graph.
+GCN_RECIPE = dict(epochs=200, step_size=0.01, weight_decay=5e-4, penalise_all=False,
+                  rule=loss_rule, patience=10)
 
-    The rest is copied to each device. JAX's partitioner does what remains: every device sums over its own
-    entries and an all-reduce adds the sums. Where a count does not divide, it is padded with entries past the last
-    row, which sums and maxima drop. Where JAX reads by their indices, it reads the last row and column: in adj the last
-    node's self-loop, so that no exp overflows.
+GAT_RECIPE = dict(epochs=100_000, step_size=0.005, weight_decay=5e-4, penalise_all=True,
+                  rule=loss_or_accuracy_rule, patience=100)
+
+
+def receptive_field(graph, hops):
+    """The part of a graph that the training loss depends on -> Graph, for train_graph.
+
+    A layer brings features from neighbours, one hop; so the output at a node depends on
+    nodes up to as many hops away as the model has layers. On the path 0 - 1 - 2 - 3
+    with the training node 0 and 2 hops:
+
+        layer 2 computes node 0, from 0 and 1
+        layer 1 computes nodes 0 and 1, from 0, 1 and 2
+
+    What is left is nodes 0, 1 and 2 and rows 0 and 1 of the adjacency, with the values
+    that they have in the whole graph. (Layer 2 computes node 1, too, and wrongly, since
+    layer 1 did not compute node 2; but no loss depends on it.) The training loss and
+    its gradient are those of the whole graph, dropout's masks aside. The result has no
+    validation and no test nodes.
+
+    hops: the number of the model's layers. With fewer the gradient is wrong, and
+    nothing says so. Raises ValueError below 1.
     """
-    from jax.sharding import NamedSharding, PartitionSpec
-    everywhere, split = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), (mesh.axis_names,)))
-    put = lambda array, sharding: jax.make_array_from_callback(array.shape, sharding, lambda i: array[i])
+    check_whole(1, hops=hops)
+    rows = np.asarray(graph.adj.rows)
+    cols = np.asarray(graph.adj.cols)
 
-    def spread(a):
-        padded = lambda array, fill: put(np.pad(array, (0, -len(array) % mesh.size), constant_values=fill), split)
-        return Sparse(padded(a.rows, a.shape[0]), padded(a.cols, a.shape[1] - 1), padded(a.values, 0), a.shape)
+    # From the last layer to the first, which nodes a layer has to compute, and which it
+    # needs for that. On the path: computed {0}, needed {0, 1}; computed {0, 1}, needed
+    # {0, 1, 2}, which is what the first layer computes and needs.
+    needed = np.zeros(graph.adj.shape[0], bool)
+    needed[np.asarray(graph.train)] = True              # by the loss
+    for _ in range(hops):
+        computed = needed.copy()
+        entry_is_used = computed[rows]
+        needed[cols[entry_is_used]] = True
 
-    copy = lambda a: spread(a) if isinstance(a, Sparse) else put(np.asarray(a), everywhere)
-    return jax.tree.map(copy, graph, is_leaf=lambda a: isinstance(a, Sparse))
+    # The nodes that are needed get new numbers. Their order does not matter here; the
+    # computed ones come last, so that the last node has its self-loop. A program that
+    # has to fill up its arrays of entries can then do so with the last node.
+    only_read = needed & ~computed
+    nodes = np.concatenate([np.flatnonzero(only_read), np.flatnonzero(computed)])
+    new_number = np.full(len(needed), -1)
+    new_number[nodes] = np.arange(len(nodes))
+
+    entries = np.flatnonzero(entry_is_used)
+    adj = to_sparse(new_number[rows[entries]], new_number[cols[entries]],
+                    np.asarray(graph.adj.values)[entries], (len(nodes), len(nodes)))
+    x = graph.x
+    if hasattr(x, "values"):                    # a Sparse, see dropout
+        x_rows = np.asarray(x.rows)
+        entries = np.flatnonzero(needed[x_rows])
+        x = to_sparse(new_number[x_rows[entries]], np.asarray(x.cols)[entries],
+                      np.asarray(x.values)[entries], (len(nodes), x.shape[1]))
+    else:
+        x = x[nodes]
+    train = jnp.asarray(new_number[np.asarray(graph.train)], jnp.int32)
+    none = jnp.zeros(0, jnp.int32)
+    return Graph(x=x, adj=adj, y=graph.y[nodes], train=train, val=none, test=none,
+                 class_names=graph.class_names)
+
+
+# 7. Data ------------------------------------------------------------------------------
+#
+# A graph is read from an .npz file with the arguments of make_graph, below. Cora is in
+# data/ beside this file. A notebook has no __file__; there, data/ has to be in the
+# current folder.
+HERE = pathlib.Path(__file__).parent if "__file__" in globals() else pathlib.Path()
+CORA = HERE / "data" / "cora.npz"
+
+
+def row_normalize(x):
+    """Divide each row by its sum: [N, F] -> [N, F]. A row whose sum is 0 stays."""
+    total = x.sum(axis=1, keepdims=True)                # [N, F] -> [N, 1]
+    return x / np.where(total == 0, 1, total)
+
+
+def from_dense(matrix):
+    """The Sparse of an array [n, m]: its entries that are not zero, row after row."""
+    matrix = np.asarray(matrix)
+    rows, cols = np.nonzero(matrix)
+    return to_sparse(rows, cols, matrix[rows, cols], matrix.shape)
+
+
+def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=None,
+               normalize=True):
+    """Check the arrays of a graph and make a Graph of them -> Graph.
+
+    x: features [N, F]. They become a Sparse if more than half of them are zeros.
+    edge_index: integers [2, number of edges], sources and targets; an undirected edge
+        is listed in both directions, see normalize_adjacency.
+    y: labels, integers [N], -1 for none.
+    train_mask, val_mask, test_mask: booleans [N]; no node is in two of them.
+    class_names: C strings, by default "0", "1", ... up to the largest label, which then
+        must be below 65536.
+    normalize: divide each row of x by its sum, as the GCN paper does (section 5.2).
+
+    Raises ValueError that names the array, and the place in it and the value if there
+    is one.
+    """
+    x, edge_index, y = np.asarray(x), np.asarray(edge_index), np.asarray(y)
+    masks = {
+        "train_mask": np.asarray(train_mask),
+        "val_mask": np.asarray(val_mask),
+        "test_mask": np.asarray(test_mask),
+    }
+    check_features(x, normalize)
+    check_edges(edge_index, len(x))
+    check_masks(masks, len(x))
+    check_array("y", y, (len(x),), "iu", "integers")    # i, u: NumPy's integer types
+    if class_names is None:
+        # A single wrong label must not make a billion names. (refuse raises if its
+        # first argument is true anywhere.)
+        refuse(y >= 2 ** 16, "y", y, "labels from 65536 on need class_names")
+        class_names = range(int(y.max()) + 1)
+    check_labels(y, masks, class_names)
+    class_names = np.asarray(class_names).astype(str)
+
+    x = x.astype(jnp.result_type(float))                # float32, or float64 in x64
+    if normalize:
+        x = row_normalize(x)
+    mostly_zeros = np.count_nonzero(x) < x.size / 2
+
+    return Graph(
+        x=from_dense(x) if mostly_zeros else jnp.asarray(x),
+        adj=normalize_adjacency(edge_index, len(x)),
+        y=jnp.asarray(y, jnp.int32),
+        train=jnp.asarray(np.flatnonzero(masks["train_mask"]), jnp.int32),
+        val=jnp.asarray(np.flatnonzero(masks["val_mask"]), jnp.int32),
+        test=jnp.asarray(np.flatnonzero(masks["test_mask"]), jnp.int32),
+        class_names=tuple(class_names.tolist()))
+
+
+def load_graph(path=CORA, normalize=True):
+    """Read an .npz file that holds make_graph's arrays -> Graph; by default Cora.
+
+    class_names may be missing from it. Raises OSError if the file cannot be opened,
+    ValueError that names the file and the array if one cannot be read or is invalid.
+    """
+    names = ["x", "edge_index", "y", "train_mask", "val_mask", "test_mask"]
+    arrays = {}
+    with open(path, "rb") as stream:
+        part = "the archive"                    # what is being read; for the error
+        try:
+            # Not np.load: it also accepts other files, such as a single .npy.
+            archive = np.lib.npyio.NpzFile(stream)
+            if "class_names" in archive:
+                names.append("class_names")
+            for part in names:
+                arrays[part] = archive[part]
+        except Exception as error:              # a damaged file can fail in any way
+            raise ValueError(f"{path}: cannot read {part}: {error}") from None
+    try:
+        return make_graph(**arrays, normalize=normalize)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+# The checks of what comes in. Each raises ValueError with one sentence: what it is
+# about, the value, and the rule that it breaks.
+
+
+def refuse(bad, name, array, why):
+    """Raise ValueError that names the first element where the array `bad` is true."""
+    if np.any(bad):
+        index = np.argwhere(bad)[0].tolist()    # [3, 7]: the message begins "x[3, 7]"
+        raise ValueError(f"{name}{index} is {array[tuple(index)]}: {why}")
+
+
+def check_array(name, array, shape, kinds, meaning):
+    """Check the shape of an array and the type of its elements.
+
+    shape: None in it is any length. kinds: NumPy's letters, b for booleans, i and u for
+    integers, f for floats.
+    """
+    if array.ndim != len(shape):
+        raise ValueError(f"{name}.ndim is {array.ndim}: it must be {len(shape)}")
+    for length, expected in zip(array.shape, shape):
+        if expected is not None and length != expected:
+            raise ValueError(f"{name}.shape is {array.shape}: {expected} "
+                             f"expected, not {length}")
+    # NumPy makes floats of an empty list, so the type of an empty array is not checked.
+    if array.dtype.kind not in kinds and array.size > 0:
+        raise ValueError(f"{name}.dtype is {array.dtype}: it must be {meaning}")
+
+
+def check_features(x, normalize):
+    check_array("x", x, (None, None), "biuf", "numbers")
+    if x.shape[1] == 0:
+        raise ValueError(f"x.shape is {x.shape}: a node needs at least one feature")
+    # float32 ends at 3e38, and features are still to be summed and multiplied. For nan,
+    # `fits` is false, too. (A plain 1e30 would be converted to the type of x, and be
+    # too large for float16.)
+    fits = np.abs(x) < np.float64(1e30)
+    refuse(~fits, "x", x, "it must be finite, and below 1e30 in size")
+    if normalize:
+        # Numbers of both signs can have a sum near zero; divided by it they are huge.
+        refuse(x < 0, "x", x, "a row with negative numbers cannot be divided by its "
+               "sum; say normalize=False (--no-normalize in the scripts)")
+
+
+def check_edges(edge_index, num_nodes):
+    check_array("edge_index", edge_index, (2, None), "iu", "integers")
+    # normalize_adjacency would take column -1 for the last one of the row before.
+    refuse((edge_index < 0) | (edge_index >= num_nodes), "edge_index", edge_index,
+           f"nodes are 0 to {num_nodes - 1}")
+
+
+def check_masks(masks, num_nodes):
+    for name, mask in masks.items():
+        check_array(name, mask, (num_nodes,), "b", "booleans")
+    # A node in two splits would be tested on what it was trained on.
+    count = sum(mask.astype(int) for mask in masks.values())
+    for name, mask in masks.items():
+        refuse(mask & (count > 1), name, mask, "another mask selects this node, too")
+    if not masks["train_mask"].any():
+        raise ValueError("train_mask.sum() is 0: training needs at least one node")
+
+
+def check_labels(y, masks, class_names):
+    if np.ndim(class_names) != 1:
+        raise ValueError(f"class_names.ndim is {np.ndim(class_names)}: it must be 1")
+    num_classes = len(class_names)
+    refuse((y < -1) | (y >= num_classes), "y", y,
+           f"labels are 0 to {num_classes - 1}, or -1 for none")
+    for name, mask in masks.items():
+        refuse(mask & (y == -1), "y", y, f"a node that {name} selects needs a label")
+
+
+def check_dropout_rate(rate):
+    if not 0 <= rate < 1:       # 1 would divide by zero
+        raise ValueError(f"dropout_rate is {rate}: it must be at least 0 and below 1")
+
+
+def check_whole(least, **numbers):
+    for name, number in numbers.items():
+        is_whole = isinstance(number, (int, np.integer))
+        if not is_whole or not least <= number < 2 ** 31:           # int32 ends there
+            raise ValueError(f"{name} is {number}: it must be a whole number, at least "
+                             f"{least} and below 2^31")
+
+
+def check_size(**numbers):
+    for name, number in numbers.items():
+        if not 0 <= number < 1e30:          # float32 ends at 3e38, see check_features
+            raise ValueError(f"{name} is {number}: it must be at least 0, below 1e30")
+
+
+# All of it together, in six lines (train_gcn.py and train_gat.py are the long form):
+#
+#     graph = load_graph()
+#     model = GCN(nhid=16, nclass=len(graph.class_names))
+#     params, history = train(model, graph, jax.random.key(0))
+#     _, apply_fun = model
+#     metrics = evaluate(apply_fun, params, graph)
+#     print("test accuracy:", metrics["test_accuracy"])
