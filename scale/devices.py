@@ -1,0 +1,85 @@
+"""One graph over many devices: GPUs, TPUs, or the processes of several machines.
+
+    from scale.devices import shard_graph
+
+    mesh = jax.make_mesh((jax.device_count(),), ("edges",))
+    graph = shard_graph(load_graph(), mesh)         # and then train as usual
+
+A mesh is JAX's word for devices in a grid with named axes. The layers do not change:
+JAX compiles one program for all devices and adds the communication that it needs.
+
+How it works, for the five entries of a 3 by 3 matrix on two devices:
+
+    entry      0  1  2  |  3  4  .
+    row        0  0  1  |  1  2  3
+    device     0  0  0  |  1  1  1
+
+Every device holds a part of the entries, and a copy of all else. It makes the messages
+of its own entries and adds them up by row. Then the devices add their results up (an
+all-reduce), which gives the sum over all entries:
+
+    device 0:  rows 0 and 1         messages 0 + 1      message 2      0
+    device 1:  rows 1 and 2         0                   message 3      message 4
+
+A softmax over rows takes its maxima in the same way.
+
+Five entries cannot be divided by two, so one is added (the dot). Its row, 3, is one
+past the end: sums and maxima leave it out. Where JAX *reads* at such an index, it reads
+the last row; and the column of the added entry is the last column. In an adjacency
+these are row and column of the last node's self-loop, an entry like any other: nothing
+is read that could overflow.
+"""
+import dataclasses
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from minignn import Sparse
+
+
+def put(array, sharding):
+    """A NumPy array as a JAX array that lies where `sharding` says."""
+    # This works for several processes, too: each one hands over its own parts.
+    return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+
+
+def shard_matrix(matrix, sharding):
+    """A matrix as a Sparse whose entries are spread over the devices of `sharding`."""
+    n, m = matrix.shape
+    missing = -len(matrix.values) % sharding.mesh.size
+
+    def spread(array, fill):
+        padded = np.pad(np.asarray(array), (0, missing), constant_values=fill)
+        return put(padded, sharding)
+
+    return Sparse(
+        rows=spread(matrix.rows, n),
+        cols=spread(matrix.cols, m - 1),
+        values=spread(matrix.values, 0),
+        shape=(n, m))
+
+
+def shard_graph(graph, mesh):
+    """Spread the entries of adj, and of a Sparse x, over a mesh's devices -> Graph.
+
+    All else is copied to every device: an x that is an array, labels and splits.
+
+    mesh: a jax.sharding.Mesh, with any axes. A train_graph has to be spread over the
+    same mesh. Matrices from scale/faster.py become plain again: their groups are not
+    spread.
+    """
+    # The axes of jax.make_mesh may be Explicit: each layer would have to say how its
+    # results are spread. A Mesh made of the same devices leaves that to JAX.
+    mesh = Mesh(mesh.devices, mesh.axis_names)
+    entries = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def place(leaf):
+        if hasattr(leaf, "values"):
+            return shard_matrix(leaf, entries)
+        return put(np.asarray(leaf), everywhere)
+
+    return dataclasses.replace(
+        graph, x=place(graph.x), adj=place(graph.adj), y=place(graph.y),
+        train=place(graph.train), val=place(graph.val), test=place(graph.test))

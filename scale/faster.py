@@ -1,0 +1,220 @@
+"""The same results as the plain form in minignn.py, sooner.
+
+    from scale.faster import faster, faster_bits
+
+    graph = faster(load_graph())                    its matrices sum quicker
+    rng = jax.random.key(0, impl=faster_bits)       a key whose random numbers cost less
+
+faster changes no number beyond rounding. faster_bits draws other random numbers than
+JAX's own generator, of the same distribution. Nothing in minignn.py knows of this file.
+"""
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.random import define_prng_impl, threefry_prng_impl
+
+# 1. Sums in groups of eight -----------------------------------------------------------
+#
+# The plain form computes a message for each entry, stores it, and adds the messages to
+# their rows one at a time. On a CPU the last part is the slow one. Take a matrix whose
+# row 0 has ten entries and whose row 1 has one:
+#
+#     entry    0  1  2  3  4  5  6  7  8  9  10
+#     row      0  0  0  0  0  0  0  0  0  0  1
+#
+# Cut the entries of each row into groups of eight, and fill the last one up:
+#
+#     group 0, row 0:   0  1  2  3  4  5  6  7
+#     group 1, row 0:   8  9  .  .  .  .  .  .
+#     group 2, row 1:  10  .  .  .  .  .  .  .
+#
+# The sum of a group is eight products in one expression, which XLA compiles to one loop
+# that stores no message. Only the sums of the groups are added to their rows:
+#
+#     out_i = sum over the groups g of row i of (sum over the entries e of g of w_e h_e)
+#
+# where h_e stands for h[cols[e]]. A padded place (.) has the weight 0. It reads the
+# same column as the group's first entry, because 0 * nan is nan: a row must not read
+# what none of its entries names.
+
+GROUP = 8
+
+
+def group(owner, other):
+    """Cut the entries of each owner (each row, say) into groups of eight.
+
+    owner, other: NumPy [E], the row and the column of each entry, or the reverse.
+    Returns three int32 arrays: the entries in each group [8, G], E where it is padded;
+    their `other` [8, G]; the owner of each group [G].
+    """
+    num = len(owner)
+    # The entries by owner. Sorting owner * E + entry is a stable argsort, only quicker.
+    order = np.sort(owner.astype(np.int64) * num + np.arange(num)) % max(num, 1)
+    count = np.bincount(owner)                          # entries of each owner
+    start = np.cumsum(count) - count                    # the first of them, in `order`
+    place = np.arange(num) - np.repeat(start, count)    # 0, 1, 2, ... within each owner
+    column = np.cumsum(place % GROUP == 0) - 1          # the number of the group
+
+    num_groups = np.sum(place % GROUP == 0)
+    entries = np.full((GROUP, num_groups), num)
+    entries[place % GROUP, column] = order
+    read = np.where(entries < num, entries, entries[0])
+    arrays = entries, other[read], owner[entries[0]]
+    return tuple(jnp.asarray(array, jnp.int32) for array in arrays)
+
+
+def sum_groups(weights, h, groups, num_owners):
+    """Sums of weights[e] * h[other] by owner: [E, H], [m, H, D] -> [n, H, D]."""
+    entries, other, owner = groups
+    weights = weights.at[entries].get(mode="fill", fill_value=0)    # -> [8, G, H]
+    total = 0
+    for k in range(GROUP):                              # -> [G, H, D], in one loop
+        total = total + weights[k][:, :, None] * h[other[k]]
+    return jax.ops.segment_sum(total, owner, num_owners)            # -> [n, H, D]
+
+
+# The gradient that JAX would derive goes entry by entry again, so it is written here.
+# With g the gradient by out, and entry e in row i and column j:
+#
+#     by h_j:  the sum over the entries e of column j of w_e g_i, a sum by columns
+#     by w_e:  g_i . h_j, in each head
+#
+# Reverse mode only: JAX cannot push forward through a custom_vjp (jvp, jax.hessian).
+
+
+@jax.custom_vjp
+def sum_entries(matrix, weights, h):
+    _, _, by_row, _ = matrix.places
+    return sum_groups(weights, h, by_row, matrix.shape[0])
+
+
+def forward(matrix, weights, h):
+    return sum_entries(matrix, weights, h), (matrix, weights, h)
+
+
+def backward(saved, g):
+    matrix, weights, h = saved
+    rows, cols, _, by_col = matrix.places
+
+    def add_unit(total, unit):                          # one d after the other, so that
+        g_d, h_d = unit                                 # nothing has the size [E, H, D]
+        return total + g_d[rows] * h_d[cols], None      # [n, H], [m, H] -> [E, H]
+
+    units = g.transpose(2, 0, 1), h.transpose(2, 0, 1)  # [., H, D] -> [D, ., H]
+    by_weight, _ = jax.lax.scan(add_unit, jnp.zeros_like(weights), units)
+    by_h = sum_groups(weights, g, by_col, len(h))
+    return None, by_weight, by_h                        # None: not by the matrix itself
+
+
+sum_entries.defvjp(forward, backward)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Grouped:
+    """What minignn.Sparse is, with groups. grouped(sparse) makes one.
+
+    Rows and columns are no fields: dataclasses.replace cannot change them and leave the
+    groups as they were.
+    """
+
+    places: tuple                   # (rows, cols, groups by row, groups by column)
+    values: jax.Array               # [E] floats
+    shape: tuple = dataclasses.field(metadata={"static": True})         # (n, m)
+
+    @property
+    def rows(self):
+        """[E] int32."""
+        return self.places[0]
+
+    @property
+    def cols(self):
+        """[E] int32."""
+        return self.places[1]
+
+    def __matmul__(self, b):
+        """As Sparse: [m, k] -> [n, k]."""
+        b = jnp.asarray(b)
+        if b.ndim != 2:
+            raise ValueError(f"cannot multiply {self.shape} by {b.shape}")
+        return self.aggregate(self.values[:, None], b[:, None, :])[:, 0, :]
+
+    def aggregate(self, weights, h):
+        """As Sparse: [E, H], [m, H, D] -> [n, H, D]."""
+        if len(h) != self.shape[1]:
+            raise ValueError(f"h has {len(h)} rows: it must have {self.shape[1]}")
+        if len(weights) != len(self.rows):              # the values of another matrix
+            raise ValueError(f"{len(weights)} weights for {len(self.rows)} entries")
+        return jax.jit(sum_entries)(self, weights, h)
+
+
+def grouped(sparse):
+    """A Sparse, or a Grouped, as a Grouped."""
+    rows, cols = np.asarray(sparse.rows), np.asarray(sparse.cols)
+    groups = group(rows, cols), group(cols, rows)
+    places = (jnp.asarray(rows), jnp.asarray(cols), *groups)
+    return Grouped(places, jnp.asarray(sparse.values), sparse.shape)
+
+
+def faster(graph):
+    """The same Graph with its sparse matrices grouped; an x that is an array stays."""
+    x = grouped(graph.x) if hasattr(graph.x, "values") else graph.x
+    return dataclasses.replace(graph, x=x, adj=grouped(graph.adj))
+
+
+# 2. Random bits that cost less --------------------------------------------------------
+#
+# JAX makes random number i of a key by a cryptographic hash of (key, i), twenty rounds
+# long: for dropout's masks a large part of an epoch. This hash does with three rounds:
+#
+#     word = mix(i + c)        so that neighbours have nothing in common
+#     word = mix(word ^ a)     a and b: the two halves of the key
+#     word = mix(word ^ b)
+#
+# mix (lowbias32, C. Wellons 2018) maps the 2^32 words one to one onto themselves, and
+# each bit of its input changes each bit of its output in about half of all cases:
+#
+#     mix(1) = 0x688990C0    mix(2) = 0xD1132181    mix(3) = 0x53F1E9DD
+#
+# The counter is hashed before the key enters. Otherwise, the words of the keys (a, b)
+# and (a ^ d, b) would be the same words in other places: i and i ^ d. The constant c is
+# there because mix(0) is 0: without it, word 0 of the key (0, 0) would be 0.
+
+
+def mix(word):
+    word = (word ^ (word >> 16)) * np.uint32(0x7FEB352D)
+    word = (word ^ (word >> 15)) * np.uint32(0x846CA68B)
+    return word ^ (word >> 16)
+
+
+def random_bits(key, bit_width, shape):
+    """Unsigned integers of 8, 16, 32 or 64 random bits each. key: [2] uint32."""
+    size = math.prod(shape) * (2 if bit_width == 64 else 1)
+    if size > 2 ** 32:
+        raise ValueError(f"{shape} needs {size} words: a key has 2^32")
+    first = mix(jax.lax.iota(jnp.uint32, size) + np.uint32(0x9E3779B9))
+
+    # A scan instead of two lines, because XLA stores its result. Otherwise it would
+    # hash again wherever a mask is used, forwards and backwards.
+    def enter(word, half):
+        return mix(word ^ half), None
+
+    words, _ = jax.lax.scan(enter, first, key)
+    if bit_width == 64:
+        high, low = words.reshape(2, -1).astype(jnp.uint64)
+        return (high << 32 | low).reshape(shape)
+    dtype = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32}[bit_width]
+    return (words >> (32 - bit_width)).astype(dtype).reshape(shape)
+
+
+faster_bits = define_prng_impl(
+    key_shape=(2,),
+    seed=threefry_prng_impl.seed,
+    split=threefry_prng_impl.split,
+    fold_in=threefry_prng_impl.fold_in,
+    random_bits=random_bits,
+    name="faster_bits",
+    tag="fast")
