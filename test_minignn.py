@@ -1677,7 +1677,7 @@ def directed_graph(sparse):
     rng = np.random.default_rng(0)
     edges = rng.integers(2, 20, (2, 30))
     x = rng.uniform(0.5, 2, (30, 5))
-    if sparse:              # the first feature is left, and so no two nodes are the same
+    if sparse:              # the first feature stays, so no two nodes are the same
         x[:, 1:] *= rng.random((30, 4)) < 0.3
     nodes = np.arange(30)
     graph = make_graph(x, edges, nodes % 3, nodes < 5, nodes == 6, nodes == 7,

@@ -5,6 +5,7 @@ as its author published it in integers of Python, and statistics of what is draw
 bound on a statistic says how many standard deviations of chance it allows.
 """
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -22,16 +23,28 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from minignn import (
-    GAT, GCN, GCN_RECIPE, MultiHeadLayer, Sparse, cross_entropy, dropout,
-    evaluate, from_dense, load_graph, make_graph, receptive_field, train)
+    GAT,
+    GCN,
+    GCN_RECIPE,
+    MultiHeadLayer,
+    Sparse,
+    cross_entropy,
+    dropout,
+    evaluate,
+    from_dense,
+    load_graph,
+    make_graph,
+    receptive_field,
+    train,
+)
 from scale import faster as faster_file
 from scale.devices import shard_graph
-from scale.faster import (
-    Grouped, faster, faster_bits, group, grouped, mix, random_bits)
+from scale.faster import Grouped, faster, faster_bits, group, grouped, mix, random_bits
+
+HERE = pathlib.Path(__file__).resolve().parent
 
 # What runs once is compiled in less time than it is made quick in.
 SOONER = {"xla_backend_optimization_level": 0}
@@ -255,11 +268,12 @@ def test_a_row_reads_nothing_but_its_entries(name):
 
 def test_infinite_numbers_stay_infinite():
     plain = plain_matrix("rows of 7, 8, 9, 16 and 17")
-    plain = dataclasses.replace(plain, values=jnp.abs(plain.values))
-    b = jnp.ones((20, 2)).at[3].set(jnp.array([np.inf, -np.inf]))
-    assert not np.isnan(plain @ b).any() and np.isinf(plain @ b).any()
-    assert np.array_equal(np.isinf(grouped(plain) @ b), np.isinf(plain @ b))
-    close(grouped(plain) @ b, plain @ b, 1e-5)
+    a = grouped(plain)
+    for column in range(20):
+        b = jnp.ones((20, 2)).at[column].set(jnp.array([np.inf, -np.inf]))
+        expected = plain @ b
+        assert np.isinf(expected).any() and not np.isnan(expected).any()
+        close(a @ b, expected, 1e-5)
 
 
 def sizes(jaxpr):
@@ -299,7 +313,7 @@ CASES = [("whole", "sparse", "on"), ("whole", "dense", "off"),
          ("part", "sparse", "off"), ("part", "dense", "on")]
 
 
-@pytest.mark.parametrize("part, x, dropping", CASES, ids=" ".join)
+@pytest.mark.parametrize("part, x, dropping", CASES, ids=str)
 @pytest.mark.parametrize("model", MODELS)
 def test_models_have_the_plain_logits_and_gradients(
         model, part, x, dropping, tolerance):
@@ -308,7 +322,8 @@ def test_models_have_the_plain_logits_and_gradients(
     assert isinstance(graph.x, Sparse) == (x == "sparse")
     if part == "part":
         graph = receptive_field(graph, hops=2)
-    rng = jax.random.key(1) if dropping == "on" else None
+    # Of JAX's own generators, this one compiles soonest.
+    rng = jax.random.key(1, impl="rbg") if dropping == "on" else None
     _, params = init_fun(jax.random.key(0), graph.x.shape)
 
     def loss(params, graph):
@@ -624,26 +639,24 @@ def test_seed_split_and_fold_in_are_those_of_threefry():
 @pytest.mark.parametrize("width", [8, 16, 32, 64])
 def test_jit_vmap_and_shapes_change_no_bit(width, x64):
     several = jax.random.split(jax.random.key(3, impl=faster_bits), 4)
-    for shape in (), (0,), (1,), (6,), (3, 4), (2, 0, 3):
+    for shape in (), (0,), (3, 4):
         def draw(key, shape=shape):
             return bits(key, shape, width)
 
         one_by_one = np.stack([draw(key) for key in several])
         assert one_by_one.shape == (4, *shape) and one_by_one.dtype == f"uint{width}"
-        assert np.array_equal(np.stack([jax.jit(draw)(key) for key in several]),
-                              one_by_one)
+        compiled = jax.jit(draw)
+        assert np.array_equal(np.stack([compiled(key) for key in several]), one_by_one)
         assert np.array_equal(jax.vmap(draw)(several), one_by_one)
-        assert np.array_equal(jax.jit(jax.vmap(draw))(several), one_by_one)
-    assert np.array_equal(bits(several[0], (3, 4), width).ravel(),
-                          bits(several[0], (12,), width))
+    assert np.array_equal(one_by_one[0].ravel(), bits(several[0], (12,), width))
 
 
 def test_more_words_than_a_key_has_are_refused(x64):
     key = jax.ShapeDtypeStruct((2,), jnp.uint32)
     most = {32: (2 ** 16, 2 ** 16), 64: (2 ** 15, 2 ** 16)}
     for width, (n, m) in most.items():
-        drawn = jax.eval_shape(lambda key: random_bits(key, width, (n, m)), key)    # noqa: B023
-        assert drawn.shape == (n, m)
+        draw = functools.partial(random_bits, bit_width=width, shape=(n, m))
+        assert jax.eval_shape(draw, key).shape == (n, m)
         with pytest.raises(ValueError, match="a key has 2\\^32"):
             random_bits(np.zeros(2, np.uint32), width, (n + 1, m))
 
@@ -653,7 +666,6 @@ def test_params_have_glorots_distribution(impl):
     gcn_init, _ = GCN(16, 7)
     layer_init, _ = MultiHeadLayer(8, 8, 0.6)
 
-    @jax.vmap
     def draw(key):
         gcn_rng, layer_rng = jax.random.split(key)
         _, ((W0,), (W1,)) = gcn_init(gcn_rng, (5, 1433))
@@ -661,10 +673,10 @@ def test_params_have_glorots_distribution(impl):
         return W0, W1, W, a1, a2
 
     fans = [(1433, 16), (16, 7), (1433, 8), (8, 1), (8, 1)]
-    arrays = draw(jax.random.split(jax.random.key(0, impl=impl), 9))
-    for array, fan in zip(arrays, fans):
+    draws = [draw(key) for key in jax.random.split(jax.random.key(0, impl=impl), 9)]
+    for arrays, fan in zip(zip(*draws), fans):
         bound = np.sqrt(6 / sum(fan))
-        numbers = np.sort(np.asarray(array).reshape(9, -1), axis=1)
+        numbers = np.sort(np.stack([array.ravel() for array in arrays]), axis=1)
         largest = np.abs(numbers).max()
         # float32 rounds the bound, too
         assert 0.98 * bound < largest <= bound * (1 + 1e-6)
@@ -703,12 +715,14 @@ def test_a_gcn_learns_cora_with_all_three_as_well_as_without():
 # the functions below.
 
 
-def python(source, **environment):
+def python(source, xla_flags=""):
     """Start a fresh Python in another process; `source` can import this file."""
+    # Level 0 compiles sooner; how the work is divided among devices stays the same.
+    flags = f"{xla_flags} --xla_backend_optimization_level=0"
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", source], cwd=HERE, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment)
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags})
 
 
 def output(process):
@@ -720,10 +734,8 @@ def output(process):
 def on_four_devices(function):
     name = function.__name__
     source = f"import test_scale; test_scale.{name}(); print('done')"
-    # Level 0 compiles sooner; what is divided among devices is the same.
-    flags = ("--xla_force_host_platform_device_count=4 "
-             "--xla_backend_optimization_level=0")
-    assert output(python(source, XLA_FLAGS=flags)) == "done\n"
+    flags = "--xla_force_host_platform_device_count=4"
+    assert output(python(source, flags)) == "done\n"
 
 
 def device_mesh(*shape):
@@ -738,13 +750,14 @@ def compare_layers():
     for graph in whole, part:
         assert len(graph.adj.rows) % 4 and len(graph.x.rows) % 4
     assert len(part.adj.rows) % 2 and len(part.adj.rows) < len(whole.adj.rows)
+    rng = jax.random.key(1, impl=faster_bits)
     # With params 300 times as large, the scores of attention are beyond exp's range.
     for (init_fun, apply_fun), graph, scales in (
             (GCN(8, 3), whole, [1]),
             (GAT([4, 1], [5], 3), whole, [1, 300]),
             (GAT([4, 1], [5], 3), part, [1, 300])):
-        def loss(params, graph):
-            logits = apply_fun(params, graph.x, graph.adj, jax.random.key(1))   # noqa: B023
+        def loss(params, graph, apply_fun=apply_fun):
+            logits = apply_fun(params, graph.x, graph.adj, rng)
             return cross_entropy(logits[graph.train], graph.y[graph.train]), logits
 
         sharded = shard_graph(graph, device_mesh(2, 2))
@@ -753,7 +766,7 @@ def compare_layers():
         compiled = [gradient.lower(params, g).compile() for g in (graph, sharded)]
         assert ["all-reduce" in f.as_text() for f in compiled] == [False, True]
         for scale in scales:
-            larger = jax.tree.map(lambda leaf: scale * leaf, params)            # noqa: B023
+            larger = jax.tree.map(lambda leaf, scale=scale: scale * leaf, params)
             one, four = (
                 ravel_pytree(jax.device_get(f(larger, g)))[0]
                 for f, g in zip(compiled, (graph, sharded)))
@@ -862,15 +875,19 @@ def train_five_epochs(*process):
     print(*history["train_loss"])
 
 
-def test_two_processes_train_to_the_loss_of_one():
+def losses(printed):
+    last_line = printed.splitlines()[-1]        # gloo prints lines of its own before it
+    return [float(number) for number in last_line.split()]
+
+
+def test_two_processes_train_to_the_loss_of_one(capsys):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     source = "import test_scale; test_scale.train_five_epochs"
     both = [python(f"{source}('127.0.0.1:{port}', {number})") for number in range(2)]
-    alone = output(python(f"{source}()")).split()
+    train_five_epochs()
+    alone = losses(capsys.readouterr().out)
     assert len(alone) == 5
     for process in both:
-        last_line = output(process).splitlines()[-1]        # gloo has lines of its own
-        close([float(loss) for loss in last_line.split()],
-              [float(loss) for loss in alone], 2e-5)
+        close(losses(output(process)), alone, 2e-5)
