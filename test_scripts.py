@@ -1,4 +1,4 @@
-"""What train_gcn.py and train_gat.py do around the library: flags, files, lines, status.
+"""What the scripts do around the library: flags, files, lines, exit status.
 
 Most tests run a script in this process, where functions of minignn.py can be replaced.
 Those that need a terminal's view, other files or more devices start a new process.
@@ -151,7 +151,8 @@ def test_a_script_imports_what_it_is_said_to_and_not_the_other(name):
             modules |= {alias.name.split(".")[0] for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             modules.add(node.module.split(".")[0])
-    assert modules - set(sys.stdlib_module_names) == {"jax", "numpy", "minignn", "scale"}
+    others = modules - set(sys.stdlib_module_names)
+    assert others == {"jax", "numpy", "minignn", "scale"}
 
 
 # 2. In a notebook ---------------------------------------------------------------------
@@ -296,7 +297,8 @@ def test_the_recipe_is_what_the_paper_says(monkeypatch, capsys, name):
         "train_gcn.py": (minignn.loss_rule, False),
         "train_gat.py": (minignn.loss_or_accuracy_rule, True)}[name]
     numbers = {
-        "train_gcn.py": (200, 0.01, 5e-4, 10), "train_gat.py": (100_000, 0.005, 5e-4, 100)}
+        "train_gcn.py": (200, 0.01, 5e-4, 10),
+        "train_gat.py": (100_000, 0.005, 5e-4, 100)}
     names = "epochs", "step_size", "weight_decay", "patience"
     assert tuple(recipe[key] for key in names) == numbers[name]
     assert recipe["rule"] is rule and recipe["penalise_all"] is penalise_all
@@ -344,7 +346,8 @@ def test_several_runs_are_summed_up_as_mean_and_standard_deviation(
         return None, dict(val_loss=[3, 2, 1])
 
     def fake_evaluate(apply_fun, params, graph):
-        return dict(train_accuracy=0.9, val_accuracy=0.8, test_accuracy=next(accuracies))
+        return dict(
+            train_accuracy=0.9, val_accuracy=0.8, test_accuracy=next(accuracies))
 
     monkeypatch.setattr(minignn, "train", fake_train)
     monkeypatch.setattr(minignn, "evaluate", fake_evaluate)
@@ -433,7 +436,8 @@ def test_bad_files_end_with_status_2_and_one_line(monkeypatch, capsys, tmp_path,
             ("nowhere.npz", "[Errno 2] No such file or directory: "),
             ("", "[Errno 21] Is a directory: "),
             ("text.npz", f"{tmp_path / 'text.npz'}: cannot read the archive")):
-        status, _, err = in_process(monkeypatch, capsys, name, "--data", tmp_path / file)
+        flags = "--data", tmp_path / file
+        status, _, err = in_process(monkeypatch, capsys, name, *flags)
         check_error(status, err, name, message)
         assert str(tmp_path / file) in err.splitlines()[-1]
 
@@ -503,7 +507,8 @@ def compare_runs(file):
     accuracy = {}
     for name, flags in (
             ("train_gcn.py", ()), ("train_gcn.py", ("--devices", "4")),
-            ("train_gcn.py", ("--fast",)), ("train_gcn.py", ("--fast", "--devices", "4")),
+            ("train_gcn.py", ("--fast",)),
+            ("train_gcn.py", ("--fast", "--devices", "4")),
             ("train_gat.py", ()), ("train_gat.py", ("--devices", "4"))):
         sys.argv = [name, "--data", file, "--epochs", "10", *flags]
         with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -528,9 +533,9 @@ def compare_runs(file):
 
     for flags in ["--devices", "5"], ["--devices", "5", "--fast"]:
         sys.argv = ["train_gcn.py", "--data", file, *flags]
-        with contextlib.redirect_stderr(io.StringIO()) as err:
-            with contextlib.suppress(SystemExit):
-                runpy.run_path(str(HERE / "train_gcn.py"), run_name="__main__")
+        err = io.StringIO()
+        with contextlib.redirect_stderr(err), contextlib.suppress(SystemExit):
+            runpy.run_path(str(HERE / "train_gcn.py"), run_name="__main__")
         message = err.getvalue().splitlines()[-1]
         assert message == "train_gcn.py: error: devices is 5: JAX sees 4"
     print("done")

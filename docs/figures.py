@@ -579,7 +579,10 @@ PICTURES = {
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", choices=PICTURES, nargs="*", metavar="NAME",
-                        help=", ".join(PICTURES))
-    for name in parser.parse_args().names or PICTURES:
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PICTURES))
+    names = parser.parse_args().names or list(PICTURES)
+    for name in names:
+        if name not in PICTURES:
+            parser.error(f"{name} is no picture: choose from {', '.join(PICTURES)}")
+    for name in names:
         PICTURES[name]()
