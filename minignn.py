@@ -701,7 +701,8 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
     # Where a graph is spread over several, each has all of y, as it needs all of
     # params. asarray is for a graph made by hand, whose y may be a NumPy array.)
     place = jnp.asarray(graph.y).sharding
-    params, state = jax.device_put((params, state), place)
+    if place.is_fully_addressable:          # all devices belong to this process
+        params, state = jax.device_put((params, state), place)
 
     history = {
         "train_loss": [], "train_accuracy": [], "val_loss": [], "val_accuracy": []}

@@ -36,9 +36,8 @@ from jax.extend.random import define_prng_impl, threefry_prng_impl
 #
 #     out_i = sum over the groups g of row i of (sum over the entries e of g of w_e h_e)
 #
-# where h_e stands for h[cols[e]]. A padded place (.) has the weight 0. It reads the
-# same column as the group's first entry, because 0 * nan is nan: a row must not read
-# what none of its entries names.
+# where h_e stands for h[cols[e]]. A padded place (.) adds 0 to it. (Not 0 times what it
+# reads: 0 * nan and 0 * inf are nan.)
 
 GROUP = 8
 
@@ -48,7 +47,7 @@ def group(owner, other):
 
     owner, other: NumPy [E], the row and the column of each entry, or the reverse.
     Returns three int32 arrays: the entries in each group [8, G], E where it is padded;
-    their `other` [8, G]; the owner of each group [G].
+    their `other` [8, G], any where it is padded; the owner of each group [G].
     """
     num = len(owner)
     # The entries by owner. Sorting owner * E + entry is a stable argsort, only quicker.
@@ -69,10 +68,13 @@ def group(owner, other):
 def sum_groups(weights, h, groups, num_owners):
     """Sums of weights[e] * h[other] by owner: [E, H], [m, H, D] -> [n, H, D]."""
     entries, other, owner = groups
+    num_entries = len(weights)
     weights = weights.at[entries].get(mode="fill", fill_value=0)    # -> [8, G, H]
+    is_entry = entries < num_entries
     total = 0
     for k in range(GROUP):                              # -> [G, H, D], in one loop
-        total = total + weights[k][:, :, None] * h[other[k]]
+        message = weights[k][:, :, None] * h[other[k]]
+        total = total + jnp.where(is_entry[k][:, None, None], message, 0)
     return jax.ops.segment_sum(total, owner, num_owners)            # -> [n, H, D]
 
 
@@ -174,10 +176,10 @@ def faster(graph):
 #     word = mix(word ^ a)     a and b: the two halves of the key
 #     word = mix(word ^ b)
 #
-# mix (lowbias32, C. Wellons 2018) maps the 2^32 words one to one onto themselves, and
+# mix (triple32, C. Wellons 2018) maps the 2^32 words one to one onto themselves, and
 # each bit of its input changes each bit of its output in about half of all cases:
 #
-#     mix(1) = 0x688990C0    mix(2) = 0xD1132181    mix(3) = 0x53F1E9DD
+#     mix(1) = 0x042741D6    mix(2) = 0xF1DFE8E9    mix(3) = 0xC0F0B547
 #
 # The counter is hashed before the key enters. Otherwise, the words of the keys (a, b)
 # and (a ^ d, b) would be the same words in other places: i and i ^ d. The constant c is
@@ -185,9 +187,10 @@ def faster(graph):
 
 
 def mix(word):
-    word = (word ^ (word >> 16)) * np.uint32(0x7FEB352D)
-    word = (word ^ (word >> 15)) * np.uint32(0x846CA68B)
-    return word ^ (word >> 16)
+    word = (word ^ (word >> 17)) * np.uint32(0xED5AD4BB)
+    word = (word ^ (word >> 11)) * np.uint32(0xAC4C1B51)
+    word = (word ^ (word >> 15)) * np.uint32(0x31848BAB)
+    return word ^ (word >> 14)
 
 
 def random_bits(key, bit_width, shape):

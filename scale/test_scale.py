@@ -272,7 +272,9 @@ def test_infinite_numbers_stay_infinite():
     for column in range(20):
         b = jnp.ones((20, 2)).at[column].set(jnp.array([np.inf, -np.inf]))
         expected = plain @ b
-        assert np.isinf(expected).any() and not np.isnan(expected).any()
+        has_entries = bool((plain.cols == column).any())
+        assert np.isinf(expected).any() == has_entries
+        assert not np.isnan(expected).any()
         close(a @ b, expected, 1e-5)
 
 
@@ -462,27 +464,29 @@ def words(pairs, num):
     return np.asarray(jax.vmap(lambda key: bits(key, (num,)))(keys(pairs)))
 
 
-def lowbias32(x):
+def triple32(x):
     """The hash as C. Wellons published it, in integers of Python."""
-    x ^= x >> 16
-    x = x * 0x7FEB352D % 2 ** 32
+    x ^= x >> 17
+    x = x * 0xED5AD4BB % 2 ** 32
+    x ^= x >> 11
+    x = x * 0xAC4C1B51 % 2 ** 32
     x ^= x >> 15
-    x = x * 0x846CA68B % 2 ** 32
-    x ^= x >> 16
+    x = x * 0x31848BAB % 2 ** 32
+    x ^= x >> 14
     return x
 
 
 def word(i, a, b):
     """Word i of the key (a, b), by the formula in the comment."""
-    first = lowbias32((i + 0x9E3779B9) % 2 ** 32)
-    return lowbias32(lowbias32(first ^ a) ^ b)
+    first = triple32((i + 0x9E3779B9) % 2 ** 32)
+    return triple32(triple32(first ^ a) ^ b)
 
 
 def test_mix_is_the_published_hash():
     numbers = [0, 1, 2, 2 ** 31, 2 ** 32 - 1]
     numbers += np.random.default_rng(0).integers(0, 2 ** 32, 1000).tolist()
     mixed = mix(jnp.array(numbers, jnp.uint32))
-    assert mixed.tolist() == [lowbias32(number) for number in numbers]
+    assert mixed.tolist() == [triple32(number) for number in numbers]
 
 
 def test_the_comment_gives_the_right_examples_of_mix():
@@ -490,7 +494,7 @@ def test_the_comment_gives_the_right_examples_of_mix():
     examples = re.findall(r"mix\((\d+)\) = (0x\w+|\d+)", source)
     assert len(examples) >= 2
     for number, result in examples:
-        assert lowbias32(int(number)) == int(result, 0)
+        assert triple32(int(number)) == int(result, 0)
 
 
 def test_words_are_the_formula_of_the_comment():
