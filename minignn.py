@@ -48,7 +48,7 @@ import numpy as np
 #
 # The edges of a graph are the entries of a matrix, the adjacency: row i has an entry in
 # column j where node j is a neighbour of node i. All else is zero (99.8 % of the matrix
-# for the 2708 papers of Cora, a data set of both papers), and is not stored:
+# for Cora, the 2708 articles that GCN and GAT are tested on), and is not stored:
 #
 #     [[0, 2, 0],    is stored as    rows   = [0, 1, 1]
 #      [5, 0, 7]]                    cols   = [1, 0, 2]
@@ -133,8 +133,8 @@ def normalize_adjacency(edge_index, num_nodes):
         Â_ij = 1 / sqrt(d_i d_j)          d_i: the number of entries in row i
 
     So the sum over many neighbours is not many times as large as that over few, and
-    what a node with many neighbours says to each of them has less weight. It is a
-    weighted sum and not a mean, which 1 / d_i would give. The paper writes the same as
+    what a node with many neighbours says to each of them has less weight. (A mean over
+    the neighbours, 1 / d_i, would do only the first.) The paper writes the same as
     D̃^-1/2 Ã D̃^-1/2, with Ã the adjacency with self-loops and D̃ the diagonal matrix
     of the d_i.
 
@@ -144,6 +144,7 @@ def normalize_adjacency(edge_index, num_nodes):
     twice counts once, and so does a self-loop that is there already.
     Raises ValueError for an edge to a node that does not exist.
     """
+    # In NumPy, as all that is done once, before training.
     edge_index = np.asarray(edge_index)
     check_edges(edge_index, num_nodes)
 
@@ -183,7 +184,7 @@ def glorot_uniform(rng, shape, fan_in=None, fan_out=None):
     rng: a key. JAX has no hidden random state: random numbers are a function of a key,
         and the same key gives the same numbers. jax.random.key(seed) makes one.
     fan_in, fan_out: how many numbers the weights take in and give out; shape[-2] and
-        shape[-1] if they are not given.
+        shape[-1] if they are not given. (The GAT gives them, for its W [F, H, D].)
     """
     if fan_in is None:
         fan_in = shape[-2]
@@ -332,8 +333,8 @@ def segment_softmax(scores, rows, num_rows):
 
     Entry e of a row becomes exp(score of e) / (the sum of exp(score) over that row).
 
-    scores: [E, ...], however large. rows: integers [E], the row of each entry, from 0
-    to num_rows - 1. The result is [E, ...].
+    scores: [E, ...], numbers of any size. rows: integers [E], the row of each entry,
+    from 0 to num_rows - 1. The result is [E, ...].
     """
     # Softmax stays the same if one number is subtracted from all scores of a row. With
     # the largest one, exp cannot overflow. As it cancels out, the gradient need not see
@@ -349,9 +350,10 @@ def attention(a1, a2, h, adj):
     """The weight that each node gives to each neighbour: the GAT paper, equation 3.
 
     Each pair of a node i and its neighbour j gets a score (equation 1). Let h_i be node
-    i's features after the multiplication by W (the paper's W h_i). The paper puts h_i
-    and h_j one after the other, [h_i || h_j], and takes the product with a vector a. If
-    a1 is the first half of a and a2 the second, that is a sum:
+    i's features times a matrix W of the layer (MultiHeadLayer, below; the paper's
+    W h_i). The paper puts h_i and h_j one after the other, [h_i || h_j], and takes the
+    product with a vector a. If a1 is the first half of a and a2 the second, that is a
+    sum:
 
         score_ij = LeakyReLU(a . [h_i || h_j]) = LeakyReLU(a1 . h_i + a2 . h_j)
 
@@ -407,7 +409,8 @@ def MultiHeadLayer(nheads, nhid, dropout_rate, last_layer=False):
 
         alpha = attention(a1, a2, h, adj)               # equations 1 to 3: [E, H]
         alpha = dropout(alpha_rng, alpha, dropout_rate)
-        # The dropout of h and the bias b are in the authors' code, not in their paper.
+        # The dropout of h, after the scores, and the bias b are in the authors' code,
+        # not in their paper.
         h = dropout(h_rng, h, dropout_rate)
         # The sum of alpha[e] * h[cols[e]] over the entries e in each row (section 1).
         out = adj.aggregate(alpha, h) + b               # equation 4: [N, H, D]
@@ -443,7 +446,7 @@ def GAT(nheads, nhid, nclass, dropout_rate=0.6):
                          f"{len(nhid) + 1}")
 
     layers = []
-    for heads, units in zip(nheads, nhid):
+    for heads, units in zip(nheads[:-1], nhid):
         layers.append(MultiHeadLayer(heads, units, dropout_rate))
     layers.append(MultiHeadLayer(nheads[-1], nclass, dropout_rate, last_layer=True))
     return chain(layers, jax.nn.elu)        # no dropout: the layers have their own
@@ -453,7 +456,7 @@ def GAT(nheads, nhid, nclass, dropout_rate=0.6):
 
 
 def log_softmax(logits):
-    """The logarithm of the softmax, for logits however large: [n, C] -> [n, C]."""
+    """The logarithm of the softmax, for logits of any size: [n, C] -> [n, C]."""
     # (jax.nn.log_softmax does the same.) Subtracting the largest logit does not change
     # the softmax, and exp cannot overflow. As it cancels out, stop_gradient makes it a
     # constant (PyTorch: detach).
@@ -482,6 +485,7 @@ def cross_entropy(logits, labels):
     log_probability = log_softmax(logits)                                   # [n, C]
     of_label = log_probability[jnp.arange(num_nodes), labels]               # [n]
     # A factor nan makes the gradient nan, too, so that nobody trains on it unnoticed.
+    # (If jnp.where took nan in place of of_label, the gradient would be 0 there.)
     one_or_nan = jnp.where(is_class, 1, jnp.nan)
     return -(of_label * one_or_nan).mean()
 
@@ -578,13 +582,13 @@ class Graph:
 #
 #     progress    training stops when `patience` epochs in a row bring no progress
 #     keep        the parameters of this epoch are kept, in place of those kept before;
-#                 train returns what was kept last
+#                 what was kept last is the result of the training
 
 
 def loss_rule(history):
     """The GCN paper's rule (section 5.2): progress is a new lowest validation loss.
 
-    The parameters are always kept: train returns the last, as the authors' code does.
+    The parameters are always kept: the last are the result, as in the authors' code.
     (That code stops by another rule: when the loss exceeds the mean of the ten before.)
     """
     before = history["val_loss"][:-1]
@@ -601,7 +605,9 @@ def loss_or_accuracy_rule(history):
     # Both lists include this epoch, so <= says that it is the best, or equal to it.
     lowest_loss = history["val_loss"][-1] <= min(history["val_loss"])
     highest_accuracy = history["val_accuracy"][-1] >= max(history["val_accuracy"])
-    return lowest_loss or highest_accuracy, lowest_loss and highest_accuracy
+    progress = lowest_loss or highest_accuracy
+    keep = lowest_loss and highest_accuracy
+    return progress, keep
 
 
 def train_step(apply_fun, penalise_all, params, state, graph, rng, epoch, step_size,
@@ -625,18 +631,20 @@ def train_step(apply_fun, penalise_all, params, state, graph, rng, epoch, step_s
     # grad(f) is the function that computes f's gradient with respect to its first
     # argument: here a pytree like params.
     grads = jax.grad(loss)(params)
-    # adam remembers nothing between calls. As it is made anew here, step_size is a
-    # number like any other, which can be changed.
+    # Making adam anew at each step costs nothing: it remembers nothing between calls.
     _, update = adam(step_size)
     return update(grads, state, params)
 
 
 # jax.jit compiles a function at its first call: it runs the function once, with arrays
 # that have a shape and a type but no values yet, and records what is computed. Later
-# calls with arrays of the same shapes and types run the compiled record. A number, like
-# epoch, counts as an array of shape []. A function, or a value on which a Python `if`
-# depends, has to be static: a part of the record, which is made anew for another value.
-# Each call of GCN(16, 7) makes another apply_fun, so call it once.
+# calls with arrays of the same shapes and types, on the same devices, run the compiled
+# record. A number, like epoch, counts as an array of shape []. A function, or a value
+# on which a Python `if` depends, has to be static: a part of the record. (Whether rng
+# is None does not depend on a value.) For another static value all is compiled anew.
+# Since each call of GCN(16, 7) makes another apply_fun, call it once and keep the pair.
+#
+# This could stand above the function, as @jax.jit; here it comes after what it is for.
 train_step = jax.jit(train_step, static_argnames=("apply_fun", "penalise_all"))
 
 
@@ -686,23 +694,16 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
     if train_graph is None:
         train_graph = graph
     if len(train_graph.train) == 0:
-        raise ValueError("train is empty (train_mask.sum() is 0): a loss needs nodes")
+        raise ValueError("train is empty: there is no node to compute a loss of")
     if len(graph.val) == 0:
-        raise ValueError("val is empty (val_mask.sum() is 0): the rule needs nodes")
+        raise ValueError("val is empty: there is no node to decide when to stop")
 
     init_fun, apply_fun = model
     init_rng, dropout_rng = jax.random.split(rng)
     _, params = init_fun(init_rng, graph.x.shape)
     init_adam, _ = adam(step_size)
     state = init_adam(params)
-    # Like .to(device) in PyTorch: init_fun made params on JAX's first device; put them
-    # where the graph is. Without this, the second step would be compiled anew, because
-    # the first would have moved them. (An array's sharding says which devices hold it.
-    # Where a graph is spread over several, each has all of y, as it needs all of
-    # params. asarray is for a graph made by hand, whose y may be a NumPy array.)
-    place = jnp.asarray(graph.y).sharding
-    if place.is_fully_addressable:          # all devices belong to this process
-        params, state = jax.device_put((params, state), place)
+    params, state = put_beside(graph.y, (params, state))    # PyTorch: .to(device)
 
     history = {
         "train_loss": [], "train_accuracy": [], "val_loss": [], "val_accuracy": []}
@@ -744,6 +745,19 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
     return kept_params, {name: np.array(values) for name, values in history.items()}
 
 
+def put_beside(array, tree):
+    """A pytree of arrays, moved to the device where an array is -> the same pytree.
+
+    JAX makes new arrays, like those of init_fun, on the first device that it finds. If
+    the graph is on another one, or on several, the first step would move params there,
+    and the second step be compiled anew for the new place.
+    """
+    place = jnp.asarray(array).sharding         # which devices hold the array
+    if not place.is_fully_addressable:
+        return tree     # some devices belong to other processes: the first step moves
+    return jax.device_put(tree, place)
+
+
 # Each paper's settings for Cora, to be passed on:
 #     train(model, graph, rng, **GAT_RECIPE)
 # Those of the GCN are the defaults of train, too; here they stand beside the GAT's.
@@ -766,10 +780,10 @@ def receptive_field(graph, hops):
         layer 1 computes nodes 0 and 1, from 0, 1 and 2
 
     What is left is nodes 0, 1 and 2 and rows 0 and 1 of the adjacency, with the values
-    that they have in the whole graph. (Layer 2 computes node 1, too, and wrongly, since
-    layer 1 did not compute node 2; but no loss depends on it.) The training loss and
-    its gradient are those of the whole graph, dropout's masks aside. The result has no
-    validation and no test nodes.
+    that they have in the whole graph. (As row 2 is missing, layer 1's output at node 2
+    is wrong, and with it layer 2's at node 1. No loss depends on either.) The training
+    loss and its gradient are those of the whole graph, dropout's masks aside. The
+    result has no validation and no test nodes. Its nodes are numbered anew.
 
     hops: the number of the model's layers. With fewer the gradient is wrong, and
     nothing says so. Raises ValueError below 1.
@@ -780,7 +794,7 @@ def receptive_field(graph, hops):
 
     # From the last layer to the first, which nodes a layer has to compute, and which it
     # needs for that. On the path: computed {0}, needed {0, 1}; computed {0, 1}, needed
-    # {0, 1, 2}, which is what the first layer computes and needs.
+    # {0, 1, 2}. The last of these, those of the first layer, include all others.
     needed = np.zeros(graph.adj.shape[0], bool)
     needed[np.asarray(graph.train)] = True              # by the loss
     for _ in range(hops):
@@ -788,9 +802,7 @@ def receptive_field(graph, hops):
         entry_is_used = computed[rows]
         needed[cols[entry_is_used]] = True
 
-    # The nodes that are needed get new numbers. Their order does not matter here; the
-    # computed ones come last, so that the last node has its self-loop. A program that
-    # has to fill up its arrays of entries can then do so with the last node.
+    # New numbers: first the nodes that are only read, then those that are computed.
     only_read = needed & ~computed
     nodes = np.concatenate([np.flatnonzero(only_read), np.flatnonzero(computed)])
     new_number = np.full(len(needed), -1)
@@ -815,9 +827,9 @@ def receptive_field(graph, hops):
 
 # 7. Data ------------------------------------------------------------------------------
 #
-# A graph is read from an .npz file with the arguments of make_graph, below. Cora is in
-# data/ beside this file. A notebook has no __file__; there, data/ has to be in the
-# current folder.
+# A graph is read from an .npz file of arrays, named like the arguments of make_graph,
+# below. Cora is in data/ beside this file. A notebook has no __file__; there, data/ has
+# to be in the current folder.
 HERE = pathlib.Path(__file__).parent if "__file__" in globals() else pathlib.Path()
 CORA = HERE / "data" / "cora.npz"
 
@@ -844,8 +856,8 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
         is listed in both directions, see normalize_adjacency.
     y: labels, integers [N], -1 for none.
     train_mask, val_mask, test_mask: booleans [N]; no node is in two of them.
-    class_names: C strings, by default "0", "1", ... up to the largest label, which then
-        must be below 65536.
+    class_names: C strings, by default "0", "1", ... up to the largest label. (Without
+        names, a label from 65536 on is taken for a mistake.)
     normalize: divide each row of x by its sum, as the GCN paper does (section 5.2).
 
     Raises ValueError that names the array, and the place in it and the value if there
@@ -862,14 +874,14 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     check_masks(masks, len(x))
     check_array("y", y, (len(x),), "iu", "integers")    # i, u: NumPy's integer types
     if class_names is None:
-        # A single wrong label must not make a billion names. (refuse raises if its
-        # first argument is true anywhere.)
+        # A single wrong label must not make a billion names. (refuse, below, raises an
+        # error if its first argument is true anywhere.)
         refuse(y >= 2 ** 16, "y", y, "labels from 65536 on need class_names")
         class_names = range(int(y.max()) + 1)
     check_labels(y, masks, class_names)
     class_names = np.asarray(class_names).astype(str)
 
-    x = x.astype(jnp.result_type(float))                # float32, or float64 in x64
+    x = x.astype(jnp.result_type(float))    # float32, or float64: see to_sparse
     if normalize:
         x = row_normalize(x)
     mostly_zeros = np.count_nonzero(x) < x.size / 2
@@ -954,7 +966,8 @@ def check_features(x, normalize):
 
 def check_edges(edge_index, num_nodes):
     check_array("edge_index", edge_index, (2, None), "iu", "integers")
-    # normalize_adjacency would take column -1 for the last one of the row before.
+    # normalize_adjacency numbers the places row * num_nodes + column: it would take
+    # column -1 for the last column of the row before.
     refuse((edge_index < 0) | (edge_index >= num_nodes), "edge_index", edge_index,
            f"nodes are 0 to {num_nodes - 1}")
 

@@ -1524,11 +1524,11 @@ def test_a_graph_without_training_or_validation_nodes_cannot_be_trained_on():
     none = jnp.zeros(0, jnp.int32)
     without_train = dataclasses.replace(graph, train=none)
     without_val = dataclasses.replace(graph, val=none)
-    with pytest.raises(ValueError, match=r"train_mask.sum\(\) is 0"):
+    with pytest.raises(ValueError, match="train is empty"):
         quiet_train(TINY, without_train)
-    with pytest.raises(ValueError, match=r"train_mask.sum\(\) is 0"):
+    with pytest.raises(ValueError, match="train is empty"):
         quiet_train(TINY, graph, train_graph=without_train)
-    with pytest.raises(ValueError, match=r"val_mask.sum\(\) is 0"):
+    with pytest.raises(ValueError, match="val is empty"):
         quiet_train(TINY, without_val)
 
 

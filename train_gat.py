@@ -23,8 +23,8 @@ from minignn import (
     train,
 )
 
-# Where the output cannot show ± or č, print ? instead. (A notebook's stdout has no such
-# method, and needs none.)
+# Where a terminal cannot show a letter such as ±, print ? instead. (With %run in a
+# notebook, stdout has no such method, and needs none.)
 if hasattr(sys.stdout, "reconfigure"):
     sys.stdout.reconfigure(errors="replace")
 
@@ -42,7 +42,8 @@ add("--heads", type=int, default=8,
     help="attention heads of the first layer; the last has one [%(default)s]")
 add("--hidden", type=int, default=8, help="units of each of these heads [%(default)s]")
 add("--dropout", type=float, default=0.6,
-    help="the fraction dropped of inputs, attention, and (code) W h [%(default)s]")
+    help="the fraction dropped of each layer's input, of its attention weights, and "
+         "(in the authors' code only) of W h [%(default)s]")
 add("--lr", type=float, default=GAT_RECIPE["step_size"],
     help="Adam's step_size [%(default)s]")
 add("--weight-decay", type=float, default=GAT_RECIPE["weight_decay"],
@@ -50,22 +51,23 @@ add("--weight-decay", type=float, default=GAT_RECIPE["weight_decay"],
 add("--epochs", type=int, default=GAT_RECIPE["epochs"],
     help="the most epochs to train for (authors' code) [%(default)s]")
 add("--patience", type=int, default=GAT_RECIPE["patience"],
-    help="epochs without a best validation loss or accuracy, before it stops "
-         "[%(default)s]")
+    help="epochs in which neither validation loss nor accuracy is the best so far, or "
+         "equals it, before it stops [%(default)s]")
 add("--seed", type=int, default=0,
     help="the seed of the first run; each next run adds 1 [%(default)s]")
 add("--runs", type=int, default=1,
-    help="train so often, print mean and standard deviation (paper: 100) [%(default)s]")
+    help="how many times to train, each with another seed; paper: 100 [%(default)s]")
 add("--log-every", type=int,
     help="epochs from one printed line to the next, 0 for none [10; several runs: 0]")
 add("--fast", action="store_true",
-    help="less work per epoch, see scale/; draws other random numbers")
+    help="less time per epoch, see scale/; its random numbers are others")
 add("--devices", type=int, default=1,
     help="spread the edges over that many devices [%(default)s]")
 args = parser.parse_args()
 if args.log_every is None:
     args.log_every = 10 if args.runs == 1 else 0
 
+# minignn.py checks most of these, too: here a wrong one ends the script at once.
 try:
     check_whole(1, heads=args.heads, hidden=args.hidden, epochs=args.epochs,
                 patience=args.patience, runs=args.runs, devices=args.devices)
@@ -88,7 +90,7 @@ if (args.fast or args.devices > 1) and not scale_folder.is_dir():
 try:
     graph = load_graph(args.data, normalize=not args.no_normalize)
 except (OSError, ValueError) as error:
-    parser.error(" ".join(str(error).split()))          # on one line, whatever is in it
+    parser.error(" ".join(str(error).split()))  # a file's name may hold line breaks
 # That there are training nodes, load_graph has checked.
 for split, nodes in (("val", graph.val), ("test", graph.test)):
     if len(nodes) == 0:
@@ -96,7 +98,7 @@ for split, nodes in (("val", graph.val), ("test", graph.test)):
 
 num_nodes, num_features = graph.x.shape
 num_classes = len(graph.class_names)
-num_edges = len(graph.adj.rows) - num_nodes             # without the nodes' self-loops
+num_edges = len(graph.adj.rows) - num_nodes     # no self-loops; each direction counts
 print(f"{pathlib.Path(args.data).name}: {num_nodes} nodes, {num_edges} edges, "
       f"{num_features} features, {num_classes} classes; {len(graph.train)} training, "
       f"{len(graph.val)} validation and {len(graph.test)} test nodes", flush=True)
@@ -105,14 +107,15 @@ print(f"{pathlib.Path(args.data).name}: {num_nodes} nodes, {num_edges} edges, "
 heads = [args.heads, 1]                 # of the first and of the last layer
 units = [args.hidden]                   # of each head; in the last layer num_classes
 model = GAT(heads, units, num_classes, args.dropout)
-num_layers = 2
 
-# 4. With --fast or --devices only: the same training, sooner or on several devices.
-train_graph = None              # what the steps of training see: None, the whole graph
-key_impl = None                 # the random generator: None, JAX's own
+# 4. Two settings that stay as they are without --fast. With it, the steps see only what
+#    two layers can see from the training nodes, matrices sum faster, and random numbers
+#    come from a faster generator than JAX's own.
+train_graph = None              # the graph that the steps see: None means the whole one
+key_impl = None                 # the random generator: None means JAX's own
 if args.fast:
     from scale.faster import faster, faster_bits
-    train_graph = faster(receptive_field(graph, hops=num_layers))
+    train_graph = faster(receptive_field(graph, hops=2))
     graph = faster(graph)
     key_impl = faster_bits
 if args.devices > 1:
@@ -124,8 +127,8 @@ if args.devices > 1:
         train_graph = shard_graph(train_graph, mesh)
 
 # 5. Train and test, once for each seed. The flags replace the recipe's numbers. What it
-#    penalises (all parameters) and its rule for stopping (by validation loss and
-#    accuracy) stay.
+#    penalises (all parameters) and its stopping rule (by validation loss or accuracy)
+#    stay.
 recipe = GAT_RECIPE | dict(
     epochs=args.epochs, step_size=args.lr, weight_decay=args.weight_decay,
     patience=args.patience)

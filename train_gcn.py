@@ -23,8 +23,8 @@ from minignn import (
     train,
 )
 
-# Where the output cannot show ± or č, print ? instead. (A notebook's stdout has no such
-# method, and needs none.)
+# Where a terminal cannot show a letter such as ±, print ? instead. (With %run in a
+# notebook, stdout has no such method, and needs none.)
 if hasattr(sys.stdout, "reconfigure"):
     sys.stdout.reconfigure(errors="replace")
 
@@ -52,17 +52,18 @@ add("--patience", type=int, default=GCN_RECIPE["patience"],
 add("--seed", type=int, default=0,
     help="the seed of the first run; each next run adds 1 [%(default)s]")
 add("--runs", type=int, default=1,
-    help="train so often, print mean and standard deviation (paper: 100) [%(default)s]")
+    help="how many times to train, each with another seed; paper: 100 [%(default)s]")
 add("--log-every", type=int,
     help="epochs from one printed line to the next, 0 for none [10; several runs: 0]")
 add("--fast", action="store_true",
-    help="less work per epoch, see scale/; draws other random numbers")
+    help="less time per epoch, see scale/; its random numbers are others")
 add("--devices", type=int, default=1,
     help="spread the edges over that many devices [%(default)s]")
 args = parser.parse_args()
 if args.log_every is None:
     args.log_every = 10 if args.runs == 1 else 0
 
+# minignn.py checks most of these, too: here a wrong one ends the script at once.
 try:
     check_whole(1, hidden=args.hidden, epochs=args.epochs, patience=args.patience,
                 runs=args.runs, devices=args.devices)
@@ -85,7 +86,7 @@ if (args.fast or args.devices > 1) and not scale_folder.is_dir():
 try:
     graph = load_graph(args.data, normalize=not args.no_normalize)
 except (OSError, ValueError) as error:
-    parser.error(" ".join(str(error).split()))          # on one line, whatever is in it
+    parser.error(" ".join(str(error).split()))  # a file's name may hold line breaks
 # That there are training nodes, load_graph has checked.
 for split, nodes in (("val", graph.val), ("test", graph.test)):
     if len(nodes) == 0:
@@ -93,21 +94,22 @@ for split, nodes in (("val", graph.val), ("test", graph.test)):
 
 num_nodes, num_features = graph.x.shape
 num_classes = len(graph.class_names)
-num_edges = len(graph.adj.rows) - num_nodes             # without the nodes' self-loops
+num_edges = len(graph.adj.rows) - num_nodes     # no self-loops; each direction counts
 print(f"{pathlib.Path(args.data).name}: {num_nodes} nodes, {num_edges} edges, "
       f"{num_features} features, {num_classes} classes; {len(graph.train)} training, "
       f"{len(graph.val)} validation and {len(graph.test)} test nodes", flush=True)
 
 # 3. The model.
 model = GCN(args.hidden, num_classes, args.dropout)
-num_layers = 2
 
-# 4. With --fast or --devices only: the same training, sooner or on several devices.
-train_graph = None              # what the steps of training see: None, the whole graph
-key_impl = None                 # the random generator: None, JAX's own
+# 4. Two settings that stay as they are without --fast. With it, the steps see only what
+#    two layers can see from the training nodes, matrices sum faster, and random numbers
+#    come from a faster generator than JAX's own.
+train_graph = None              # the graph that the steps see: None means the whole one
+key_impl = None                 # the random generator: None means JAX's own
 if args.fast:
     from scale.faster import faster, faster_bits
-    train_graph = faster(receptive_field(graph, hops=num_layers))
+    train_graph = faster(receptive_field(graph, hops=2))
     graph = faster(graph)
     key_impl = faster_bits
 if args.devices > 1:
