@@ -16,8 +16,8 @@
     first-nodes         the split of several tutorials: nodes 0 to 139 train, 200 to 499
                         validate, 500 to 1499 test
     code-rule           the stopping rule of the authors' code, not the GCN paper's
-    depth NUMBER        a GCN of NUMBER layers that always trains for 200 epochs; and how
-                        alike its last hidden layer makes two papers
+    depth NUMBER        a GCN of NUMBER layers that always trains for 200 epochs, and
+                        the mean cosine of two papers in its last hidden layer
     homophily NUMBER    a GCN and a network without a graph on random graphs in which
                         NUMBER percent of the edges are within a class
     gat-no-ties         the GAT, where an equal validation loss or accuracy is no
@@ -33,6 +33,7 @@ Random choices use the seed of the run; the model is trained with the same seed.
 """
 import argparse
 import dataclasses
+import itertools
 import pathlib
 import sys
 
@@ -63,7 +64,6 @@ from minignn import (
     split_or_none,
     train,
 )
-from scale.faster import faster, faster_bits
 
 # Graphs: each function makes a graph of Cora, the seed and NUMBER ---------------------
 
@@ -133,19 +133,18 @@ def first_nodes(graph, seed, number):
         graph, train=np.arange(140), val=np.arange(200, 500), test=np.arange(500, 1500))
 
 
-def homophily(graph, seed, percent, num_classes=5, num_nodes=1000, num_edges=2000):
+def homophily(seed, percent, num_classes=5, num_nodes=1000, num_edges=2000):
     """A random graph in which `percent` of the edges join two nodes of a class.
 
     The other edges join nodes of different classes, all pairs of classes alike. The
     features of a node are a random vector of its class plus as much noise that a
-    network without a graph is right in about two of three cases. 20 nodes per class
-    train, 200 validate, and the other 700 test. It is no part of Cora: `graph` is not
-    used.
+    network without a graph is right in about seven of ten cases. 20 nodes per class
+    train, 200 validate, and the others test.
     """
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.arange(num_nodes) % num_classes)
     centres = rng.normal(size=(num_classes, 16))
-    x = centres[y] + 2.5 * rng.normal(size=(num_nodes, 16))
+    x = centres[y] + 2 * rng.normal(size=(num_nodes, 16))
 
     # All pairs of nodes i < j in random order: of each kind, as many as are wanted.
     # All graphs have the same number of edges, so JAX compiles once.
@@ -178,7 +177,6 @@ GRAPHS = {
     "first-nodes": first_nodes,
     "code-rule": default,
     "depth": default,
-    "homophily": homophily,
     "gat-no-ties": default,
     "gat-head-masks": default,
     "gatv2": default,
@@ -344,6 +342,8 @@ RECIPES = {
     "gatv2": GAT_RECIPE,
 }
 
+TAKES_NUMBER = ("labels", "depth", "homophily")
+
 # How alike the nodes are --------------------------------------------------------------
 
 
@@ -375,14 +375,19 @@ def last_hidden(params, graph, nclass):
 # public split. No label of its training and validation nodes is ever tested: the random
 # splits are drawn from the other nodes.
 
-DECAYS = (5e-4, 2e-3)
+def grid(**values):
+    """All combinations, each a dict: grid(a=[1, 2], b=[3, 4]) has four."""
+    combinations = itertools.product(*values.values())
+    return [dict(zip(values, combination)) for combination in combinations]
+
+
 SETTINGS = {
-    "label-propagation": [dict(keep=keep) for keep in (0.8, 0.9, 0.95, 0.99)],
-    "no-graph": [dict(dropout_rate=p, weight_decay=w) for p in (0.5, 0.8) for w in DECAYS],
-    "sgc": [dict(hops=k, weight_decay=w) for k in (2, 4) for w in (1e-5, 1e-4)],
-    "gcn": [dict(dropout_rate=p, weight_decay=w) for p in (0.5, 0.8) for w in DECAYS],
-    "gat": [dict(dropout_rate=p, weight_decay=w) for p in (0.6, 0.4) for w in DECAYS],
-    "gatv2": [dict(dropout_rate=p, weight_decay=w) for p in (0.6, 0.4) for w in DECAYS],
+    "label-propagation": grid(keep=[0.8, 0.9, 0.95, 0.99]),
+    "no-graph": grid(dropout_rate=[0.5, 0.8], weight_decay=[5e-4, 2e-3]),
+    "sgc": grid(hops=[2, 4], weight_decay=[1e-5, 1e-4]),
+    "gcn": grid(dropout_rate=[0.5, 0.8], weight_decay=[5e-4, 2e-3]),
+    "gat": grid(dropout_rate=[0.6, 0.4], weight_decay=[5e-4, 2e-3]),
+    "gatv2": grid(dropout_rate=[0.6, 0.4], weight_decay=[5e-4, 2e-3]),
 }
 TUNING_SEEDS = 3
 
@@ -404,25 +409,38 @@ def fair_model(method, setting, nclass):
     return model, recipe | dict(weight_decay=setting["weight_decay"])
 
 
-def fair_scorer(method, setting, graph, train_graph=None):
+def fair_scorer(method, setting, cora, narrow):
     """A function of a seed and a split -> (validation accuracy, test accuracy).
 
-    graph: as `faster` makes it. train_graph: see minignn.train.
+    narrow: whether the steps of training see only the receptive field of the public
+    split's training nodes, which is right for this split alone.
     """
-    if method != "label-propagation":
-        model, recipe = fair_model(method, setting, len(graph.class_names))
-        _, apply_fun = model
+    if method == "label-propagation":
+        def score(seed, split):
+            graph = dataclasses.replace(cora, **split)
+            scores = label_propagation(graph, setting["keep"])
+            accuracies = []
+            for nodes in (split["val"], split["test"]):
+                accuracies.append(float(accuracy(scores[nodes], graph.y[nodes])))
+            return accuracies
+        return score
+
+    from scale.faster import faster, faster_bits
+
+    if method == "no-graph":
+        cora = no_graph(cora, 0, None)
+    field = None
+    if narrow:
+        field = faster(receptive_field(cora, setting.get("hops", 2)))
+    whole = faster(cora)
+    model, recipe = fair_model(method, setting, len(cora.class_names))
+    _, apply_fun = model
 
     def score(seed, split):
-        graph_of_split = dataclasses.replace(graph, **split)
-        if method == "label-propagation":
-            scores = label_propagation(graph_of_split, setting["keep"])
-            return [float(accuracy(scores[nodes], graph.y[nodes]))
-                    for nodes in (split["val"], split["test"])]
+        graph = dataclasses.replace(whole, **split)
         rng = jax.random.key(seed, impl=faster_bits)
-        params, _ = train(model, graph_of_split, rng, log_every=0,
-                          train_graph=train_graph, **recipe)
-        metrics = evaluate(apply_fun, params, graph_of_split)
+        params, _ = train(model, graph, rng, log_every=0, train_graph=field, **recipe)
+        metrics = evaluate(apply_fun, params, graph)
         return float(metrics["val_accuracy"]), float(metrics["test_accuracy"])
 
     return score
@@ -445,6 +463,27 @@ def other_split(graph, seed):
     train = choose(rng, nodes, y[nodes], 20)
     rest = rng.permutation(np.setdiff1d(nodes, train))
     return dict(train=train, val=rest[:500], test=rest[500:1500])
+def fair(cora, method, runs):
+    """Choose a setting, use it on the public split and on random ones, and print."""
+    split = public_split(cora)
+    scorers, tuning = [], []
+    for setting in SETTINGS[method]:
+        scorers.append(fair_scorer(method, setting, cora, narrow=True))
+        tuning.append([scorers[-1](seed, split)[0] for seed in range(TUNING_SEEDS)])
+        print(f"{method} | {setting} | validation accuracy "
+              f"{np.mean(tuning[-1]):.4f} over {TUNING_SEEDS} seeds", flush=True)
+    best = int(np.argmax(np.mean(tuning, axis=1)))          # the first, if several are
+    setting = SETTINGS[method][best]
+    print(f"{method} | chosen: {setting}", flush=True)
+
+    scores = [scorers[best](seed, split)[1] for seed in range(runs)]
+    print(f"{method} | public split | {summary(scores)}", flush=True)
+
+    score = fair_scorer(method, setting, cora, narrow=False)
+    scores = [score(seed, other_split(cora, seed))[1] for seed in range(runs)]
+    print(f"{method} | random splits | {summary(scores)}", flush=True)
+
+
 # The command line ---------------------------------------------------------------------
 
 
@@ -452,48 +491,120 @@ def read_flags():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("name", choices=GRAPHS, metavar="NAME", help="one of those above")
-    add("number", type=int, nargs="?", metavar="NUMBER", help="for labels and depth")
+    add("name", choices=[*GRAPHS, "homophily", "fair"], metavar="NAME",
+        help="one of those above")
+    add("argument", nargs="?", metavar="NUMBER or METHOD",
+        help="NUMBER for labels, depth and homophily, METHOD for fair")
     add("--runs", type=int, default=20,
-        help="train with the seeds 0 to RUNS - 1 [%(default)s]")
+        help="train with the seeds SEED to SEED + RUNS - 1 [%(default)s]")
+    add("--seed", type=int, default=0, help="the first seed [%(default)s]")
     add("--dropout", type=float, default=0.5,
         help="the GCN's rate; the GAT's is 0.6 [%(default)s]")
+    add("--classes", type=int, default=5,
+        help="of the graphs of homophily [%(default)s]")
+    add("--fast", action="store_true",
+        help="less work per epoch, as the scripts' flag; draws other random numbers")
     args = parser.parse_args()
 
-    takes_number = args.name in ("labels", "depth")
-    if takes_number != (args.number is not None):
-        parser.error("labels and depth take a NUMBER, the others take none")
+    args.number = None
+    if args.name == "fair":
+        if args.argument not in (None, *SETTINGS):
+            parser.error(f"METHOD is {args.argument}: it must be one of "
+                         f"{', '.join(SETTINGS)}")
+        if args.seed != 0 or args.fast:
+            parser.error("fair takes no --seed and no --fast")
+    elif (args.name in TAKES_NUMBER) != (args.argument is not None):
+        parser.error("labels, depth and homophily take a NUMBER, the others take none")
+    elif args.argument is not None:
+        if not args.argument.isdecimal():
+            parser.error(f"NUMBER is {args.argument}: it must be a whole number")
+        args.number = int(args.argument)
     try:
         check_whole(1, runs=args.runs)
-        if takes_number:
+        check_whole(0, seed=args.seed)
+        check_whole(2, classes=args.classes)
+        if args.name in ("labels", "depth"):
             check_whole(1, NUMBER=args.number)
         check_dropout_rate(args.dropout)
     except ValueError as error:
         parser.error(str(error))
     if args.name == "labels" and args.number > 20:
         parser.error(f"NUMBER is {args.number}: there are 20 labels per class")
+    if args.name == "homophily" and args.number > 100:
+        parser.error(f"NUMBER is {args.number}: it is a percentage")
     return args
+
+
+def summary(accuracies):
+    """Mean, standard deviation and the standard error of the mean, in words."""
+    text = f"test accuracy: {np.mean(accuracies):.4f} ± {np.std(accuracies):.4f} "
+    text += f"over {len(accuracies)} runs"
+    if len(accuracies) > 1:
+        error = np.std(accuracies, ddof=1) / np.sqrt(len(accuracies))
+        text += f", standard error of the mean {error:.4f}"
+    return text
 
 
 def main():
     args = read_flags()
     cora = load_graph()
-    model = make_model(args.name, args.number, args.dropout, len(cora.class_names))
+    if args.name == "fair":
+        for method in [args.argument] if args.argument else SETTINGS:
+            fair(cora, method, args.runs)
+        return
+
+    key_impl = None                                         # JAX's own random bits
+    if args.fast:
+        from scale.faster import faster, faster_bits
+        key_impl = faster_bits
+
+    num_classes = len(cora.class_names)
+    if args.name == "homophily":
+        num_classes = args.classes
+    model = make_model(args.name, args.number, args.dropout, num_classes)
     _, apply_fun = model
     recipe = RECIPES.get(args.name, GCN_RECIPE)
 
-    accuracies = []
-    for seed in range(args.runs):
-        graph = GRAPHS[args.name](cora, seed, args.number)
-        rng = jax.random.key(seed)
-        params, history = train(model, graph, rng, log_every=0, **recipe)
+    accuracies, without_graph, cosines = [], [], []
+    for seed in range(args.seed, args.seed + args.runs):
+        if args.name == "homophily":
+            graph = homophily(seed, args.number, num_classes)
+        else:
+            graph = GRAPHS[args.name](cora, seed, args.number)
+        plain = graph
+        train_graph = None
+        if args.fast:
+            hops = args.number if args.name == "depth" else 2
+            train_graph = faster(receptive_field(graph, hops))
+            graph = faster(graph)
+        rng = jax.random.key(seed, impl=key_impl)
+        params, history = train(
+            model, graph, rng, log_every=0, train_graph=train_graph, **recipe)
         metrics = evaluate(apply_fun, params, graph)
         accuracies.append(float(metrics["test_accuracy"]))
-        print(f"run {seed + 1:3d} | seed {seed} | {len(history['val_loss'])} epochs | "
-              f"train accuracy {history['train_accuracy'][-1]:.4f} | "
-              f"test accuracy {accuracies[-1]:.4f}", flush=True)
-    print(f"test accuracy: {np.mean(accuracies):.4f} ± {np.std(accuracies):.4f} "
-          f"over {args.runs} runs")
+        line = (f"run {len(accuracies):3d} | seed {seed} | "
+                f"{len(history['val_loss'])} epochs | "
+                f"train accuracy {history['train_accuracy'][-1]:.4f} | "
+                f"test accuracy {accuracies[-1]:.4f}")
+
+        if args.name == "depth":
+            h = last_hidden(params, plain, num_classes)
+            cosines.append(mean_cosines(h, plain.y))
+            line += " | cosine {:.2f}, {:.2f}".format(*cosines[-1])
+        if args.name == "homophily":
+            graph = no_graph(plain, seed, None)
+            params, _ = train(model, graph, rng, log_every=0, **recipe)
+            metrics = evaluate(apply_fun, params, graph)
+            without_graph.append(float(metrics["test_accuracy"]))
+            line += f" | without the graph {without_graph[-1]:.4f}"
+        print(line, flush=True)
+
+    print(summary(accuracies))
+    if without_graph:
+        print(f"without the graph, {summary(without_graph)}")
+    if cosines:
+        print("mean cosine of the last hidden layer: same class {:.2f}, different "
+              "classes {:.2f}".format(*np.mean(cosines, axis=0)))
 
 
 if __name__ == "__main__":
