@@ -714,10 +714,11 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
         start = time.perf_counter()
         params, state = train_step(apply_fun, penalise_all, params, state, train_graph,
                                    dropout_rng, epoch, step_size, weight_decay)
-        # JAX does not wait for results; device_get does, and returns NumPy's numbers.
-        metrics = jax.device_get(evaluate(apply_fun, params, graph))
+        metrics = evaluate(apply_fun, params, graph)
+        # JAX does not wait for results; float does, and makes a Python number.
+        metrics = {name: float(metrics[name]) for name in history}
         for name, values in history.items():
-            values.append(float(metrics[name]))
+            values.append(metrics[name])
         seconds.append(time.perf_counter() - start)
 
         line = ("train loss {train_loss:.4f}, accuracy {train_accuracy:.4f} | "
