@@ -61,8 +61,8 @@ import numpy as np
 #
 # A pytree is JAX's word for a nest of lists, tuples and dicts with arrays inside. The
 # functions that JAX compiles and differentiates take pytrees as they take arrays;
-# register_dataclass lets them take a Sparse, too. Its shape is static: plain numbers,
-# since JAX compiles a function (section 6) for fixed sizes.
+# register_dataclass lets them take a Sparse, too. Its shape is static: JAX takes it not
+# for an array but for a fixed part of what it compiles (section 6).
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sparse:
@@ -140,8 +140,9 @@ def normalize_adjacency(edge_index, num_nodes):
 
     edge_index: integers [2, number of edges]; edge_index[0] are the sources and
     edge_index[1] the targets. A node gathers from the nodes that point at it, so an
-    undirected edge, as in both papers, is listed in both directions. An edge listed
-    twice counts once, and so does a self-loop that is there already.
+    undirected edge, as in both papers, is listed in both directions. (On a directed
+    graph, d_j counts the nodes that j gathers from.) An edge listed twice counts once,
+    and so does a self-loop that is there already.
     Raises ValueError for an edge to a node that does not exist.
     """
     # In NumPy, as all that is done once, before training.
@@ -155,8 +156,9 @@ def normalize_adjacency(edge_index, num_nodes):
 
     # Write each place in the matrix as one number (an int64: it can be large). Once
     # these are sorted, equal ones are next to each other, and the first of them stays.
-    # (np.unique does the same, but is slow on large graphs.) The -1 in front of all
-    # makes the very first one differ from the one before it, too.
+    # (np.unique gives the same; since NumPy 2.3 it hashes, and takes ten times as long
+    # for ten million edges.) The -1 in front of all makes the very first one differ
+    # from the one before it, too.
     places = np.sort(rows * num_nodes + cols)
     is_first = np.diff(places, prepend=-1) > 0
     rows, cols = np.divmod(places[is_first], num_nodes)
@@ -360,8 +362,9 @@ def attention(a1, a2, h, adj):
     A softmax over all neighbours j of i makes weights of the scores (equation 2).
 
     a1, a2: [H, D]. h: [N, H, D].
-    adj: a Sparse [N, N], an entry for each pair of neighbours. Its values are not used.
-    Two entries in the same place would count as two neighbours.
+    adj: a Sparse [N, N], as normalize_adjacency makes it: an entry for each neighbour,
+    and one for the node itself. Its values are not used. Two entries in the same place
+    would count as two neighbours.
     The result is the weights alpha, [E, H].
     """
     # einsum, as in NumPy: for each node and each head, the sum of the products over d.
@@ -485,7 +488,7 @@ def cross_entropy(logits, labels):
     log_probability = log_softmax(logits)                                   # [n, C]
     of_label = log_probability[jnp.arange(num_nodes), labels]               # [n]
     # A factor nan makes the gradient nan, too, so that nobody trains on it unnoticed.
-    # (If jnp.where took nan in place of of_label, the gradient would be 0 there.)
+    # (jnp.where(is_class, of_label, nan) would be nan, too, but its gradient 0 there.)
     one_or_nan = jnp.where(is_class, 1, jnp.nan)
     return -(of_label * one_or_nan).mean()
 
@@ -640,8 +643,8 @@ def train_step(apply_fun, penalise_all, params, state, graph, rng, epoch, step_s
 # that have a shape and a type but no values yet, and records what is computed. Later
 # calls with arrays of the same shapes and types, on the same devices, run the compiled
 # record. A number, like epoch, counts as an array of shape []. A function, or a value
-# on which a Python `if` depends, has to be static: a part of the record. (Whether rng
-# is None does not depend on a value.) For another static value all is compiled anew.
+# on which a Python `if` depends, has to be static: a part of the record. (dropout's
+# `if rng is None` asks for no value.) For another static value all is compiled anew.
 # Since each call of GCN(16, 7) makes another apply_fun, call it once and keep the pair.
 #
 # This could stand above the function, as @jax.jit; here it comes after what it is for.
@@ -688,22 +691,19 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
     Raises ValueError for a setting out of range or a graph without training or
     validation nodes, FloatingPointError when a loss is infinite or nan.
     """
+    if train_graph is None:
+        train_graph = graph
     check_whole(1, epochs=epochs, patience=patience)
     check_whole(0, log_every=log_every)
     check_size(step_size=step_size, weight_decay=weight_decay)
-    if train_graph is None:
-        train_graph = graph
-    if len(train_graph.train) == 0:
-        raise ValueError("train is empty: there is no node to compute a loss of")
-    if len(graph.val) == 0:
-        raise ValueError("val is empty: there is no node to decide when to stop")
+    check_splits(train_graph, graph)
 
     init_fun, apply_fun = model
     init_rng, dropout_rng = jax.random.split(rng)
     _, params = init_fun(init_rng, graph.x.shape)
     init_adam, _ = adam(step_size)
     state = init_adam(params)
-    params, state = put_beside(graph.y, (params, state))    # PyTorch: .to(device)
+    params, state = put_where(graph.y, (params, state))     # PyTorch: .to(device)
 
     history = {
         "train_loss": [], "train_accuracy": [], "val_loss": [], "val_accuracy": []}
@@ -720,17 +720,7 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
         for name, values in history.items():
             values.append(metrics[name])
         seconds.append(time.perf_counter() - start)
-
-        line = ("train loss {train_loss:.4f}, accuracy {train_accuracy:.4f} | "
-                "val loss {val_loss:.4f}, accuracy {val_accuracy:.4f}")
-        line = line.format(**metrics)
-        if not math.isfinite(metrics["train_loss"] + metrics["val_loss"]):
-            raise FloatingPointError(f"training diverged at epoch {epoch}: {line}; "
-                                     "lower step_size or weight_decay")
-        if log_every and epoch % log_every == 0:
-            milliseconds = 1000 * np.median(seconds)    # the first epoch also compiles
-            print(f"epoch {epoch:4d} | {line} | {milliseconds:.1f} ms/epoch",
-                  flush=True)
+        report(epoch, metrics, seconds, log_every)
 
         progress, keep = rule(history)
         if keep:
@@ -746,8 +736,24 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
     return kept_params, {name: np.array(values) for name, values in history.items()}
 
 
-def put_beside(array, tree):
-    """A pytree of arrays, moved to the device where an array is -> the same pytree.
+def report(epoch, metrics, seconds, log_every):
+    """Print every log_every-th epoch's metrics, and what an epoch takes (the median).
+
+    seconds: a list, how long each epoch so far has taken.
+    Raises FloatingPointError if a loss is infinite or nan.
+    """
+    line = ("train loss {train_loss:.4f}, accuracy {train_accuracy:.4f} | "
+            "val loss {val_loss:.4f}, accuracy {val_accuracy:.4f}").format(**metrics)
+    if not math.isfinite(metrics["train_loss"] + metrics["val_loss"]):
+        raise FloatingPointError(f"training diverged at epoch {epoch}: {line}; "
+                                 "lower step_size or weight_decay")
+    if log_every and epoch % log_every == 0:
+        milliseconds = 1000 * np.median(seconds)        # the first epoch also compiles
+        print(f"epoch {epoch:4d} | {line} | {milliseconds:.1f} ms/epoch", flush=True)
+
+
+def put_where(array, tree):
+    """Move a pytree of arrays to the device where `array` is -> the same pytree.
 
     JAX makes new arrays, like those of init_fun, on the first device that it finds. If
     the graph is on another one, or on several, the first step would move params there,
@@ -755,7 +761,7 @@ def put_beside(array, tree):
     """
     place = jnp.asarray(array).sharding         # which devices hold the array
     if not place.is_fully_addressable:
-        return tree     # some devices belong to other processes: the first step moves
+        return tree     # some belong to other processes: left to the first step, then
     return jax.device_put(tree, place)
 
 
@@ -782,9 +788,10 @@ def receptive_field(graph, hops):
 
     What is left is nodes 0, 1 and 2 and rows 0 and 1 of the adjacency, with the values
     that they have in the whole graph. (As row 2 is missing, layer 1's output at node 2
-    is wrong, and with it layer 2's at node 1. No loss depends on either.) The training
-    loss and its gradient are those of the whole graph, dropout's masks aside. The
-    result has no validation and no test nodes. Its nodes are numbered anew.
+    is wrong, and so is layer 2's at node 1, which is computed from it. The loss depends
+    on neither.) The training loss and its gradient are those of the whole graph,
+    dropout's masks aside. The result has no validation and no test nodes, and its nodes
+    are numbered anew.
 
     hops: the number of the model's layers. With fewer the gradient is wrong, and
     nothing says so. Raises ValueError below 1.
@@ -795,7 +802,7 @@ def receptive_field(graph, hops):
 
     # From the last layer to the first, which nodes a layer has to compute, and which it
     # needs for that. On the path: computed {0}, needed {0, 1}; computed {0, 1}, needed
-    # {0, 1, 2}. The last of these, those of the first layer, include all others.
+    # {0, 1, 2}.
     needed = np.zeros(graph.adj.shape[0], bool)
     needed[np.asarray(graph.train)] = True              # by the loss
     for _ in range(hops):
@@ -803,7 +810,10 @@ def receptive_field(graph, hops):
         entry_is_used = computed[rows]
         needed[cols[entry_is_used]] = True
 
-    # New numbers: first the nodes that are only read, then those that are computed.
+    # Now computed and entry_is_used are those of the first layer, and include those of
+    # all others. New numbers: first the nodes that are only read, then those computed.
+    # (Any order does, until a graph is spread over devices: the last row needs an entry
+    # for that, see scale/devices.py.)
     only_read = needed & ~computed
     nodes = np.concatenate([np.flatnonzero(only_read), np.flatnonzero(computed)])
     new_number = np.full(len(needed), -1)
@@ -955,8 +965,8 @@ def check_features(x, normalize):
     if x.shape[1] == 0:
         raise ValueError(f"x.shape is {x.shape}: a node needs at least one feature")
     # float32 ends at 3e38, and features are still to be summed and multiplied. For nan,
-    # `fits` is false, too. (A plain 1e30 would be converted to the type of x, and be
-    # too large for float16.)
+    # `fits` is false, too. (np.float64 is for an x of float16: beside it, NumPy would
+    # make a plain 1e30 a float16, too, which is infinite.)
     fits = np.abs(x) < np.float64(1e30)
     refuse(~fits, "x", x, "it must be finite, and below 1e30 in size")
     if normalize:
@@ -994,6 +1004,13 @@ def check_labels(y, masks, class_names):
         refuse(mask & (y == -1), "y", y, f"a node that {name} selects needs a label")
 
 
+def check_splits(train_graph, graph):
+    if len(train_graph.train) == 0:
+        raise ValueError("train is empty: there is no node to compute a loss of")
+    if len(graph.val) == 0:
+        raise ValueError("val is empty: there is no node to decide when to stop")
+
+
 def check_dropout_rate(rate):
     if not 0 <= rate < 1:       # 1 would divide by zero
         raise ValueError(f"dropout_rate is {rate}: it must be at least 0 and below 1")
@@ -1002,7 +1019,8 @@ def check_dropout_rate(rate):
 def check_whole(least, **numbers):
     for name, number in numbers.items():
         is_whole = isinstance(number, (int, np.integer))
-        if not is_whole or not least <= number < 2 ** 31:           # int32 ends there
+        fits = is_whole and least <= number < 2 ** 31               # int32 ends there
+        if not fits:
             raise ValueError(f"{name} is {number}: it must be a whole number, at least "
                              f"{least} and below 2^31")
 

@@ -6,6 +6,7 @@ bound on a statistic says how many standard deviations of chance it allows.
 """
 import dataclasses
 import functools
+import inspect
 import logging
 import math
 import os
@@ -36,13 +37,22 @@ from minignn import (
     evaluate,
     from_dense,
     load_graph,
+    loss_or_accuracy_rule,
     make_graph,
     receptive_field,
     train,
 )
 from scale import faster as faster_file
 from scale.devices import shard_graph
-from scale.faster import Grouped, faster, faster_bits, group, mix, random_bits
+from scale.faster import (
+    Grouped,
+    faster,
+    faster_bits,
+    faster_train,
+    group,
+    mix,
+    random_bits,
+)
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -734,14 +744,77 @@ def test_a_gcn_learns_cora_with_all_three_as_well_as_without():
     accuracies = []
     for seed in range(5):
         rng = jax.random.key(seed, impl=faster_bits)
-        params, _ = train(
+        params, _ = faster_train(
             model, graph, rng, log_every=0, train_graph=part, **GCN_RECIPE)
         metrics = evaluate(model[1], params, graph)
         accuracies.append(float(metrics["test_accuracy"]))
     assert np.mean(accuracies) >= 0.80
 
 
-# 3. More than one device --------------------------------------------------------------
+# 3. Ten epochs in one call ------------------------------------------------------------
+
+
+def test_its_arguments_and_their_defaults_are_those_of_train():
+    assert inspect.signature(faster_train) == inspect.signature(train)
+
+
+RUNS = {
+    "GCN, to the last epoch": (MODELS["GCN"], dict(epochs=23, step_size=0.05)),
+    # It stops before the last epoch, and inside a block.
+    "GCN, stopped": (MODELS["GCN"], dict(epochs=100, step_size=0.1, patience=2)),
+    "GAT": (MODELS["GAT"], dict(
+        epochs=12, step_size=0.05, penalise_all=True, rule=loss_or_accuracy_rule)),
+}
+
+
+def without_times(printed):
+    return re.sub(r"\| [\d.]+ ms", "", printed)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_its_params_history_and_printed_lines_are_those_of_train(run, x64, capsys):
+    model, settings = RUNS[run]
+    graph = random_graph()
+    part = receptive_field(graph, hops=2)
+    results = []
+    for run_it in train, faster_train:
+        params, history = run_it(model, graph, jax.random.key(3), log_every=1,
+                                 train_graph=part, **settings)
+        results.append((params, history, without_times(capsys.readouterr().out)))
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+    (params, history, printed), (fast_params, fast_history, fast_printed) = results
+    assert printed == fast_printed and printed.startswith("epoch    1 | train loss")
+    assert list(history) == list(fast_history)
+    for name in history:
+        close(fast_history[name], history[name], 1e-9)
+    close(ravel_pytree(fast_params)[0], ravel_pytree(params)[0], 1e-9)
+    if run == "GCN, stopped":
+        assert len(history["val_loss"]) < 100 and len(history["val_loss"]) % 10
+
+
+def test_it_refuses_what_train_refuses():
+    graph, model, key = random_graph(), MODELS["GCN"], jax.random.key(0)
+    none = jnp.zeros(0, jnp.int32)
+    for message, changes in (
+            ("epochs is 0", dict(epochs=0)), ("patience is 0", dict(patience=0)),
+            ("log_every is -1", dict(log_every=-1)),
+            ("step_size is -1", dict(step_size=-1)),
+            ("weight_decay is nan", dict(weight_decay=math.nan)),
+            ("train is empty", dict(
+                train_graph=dataclasses.replace(graph, train=none)))):
+        with pytest.raises(ValueError, match=message):
+            faster_train(model, graph, key, **changes)
+    with pytest.raises(ValueError, match="val is empty"):
+        faster_train(model, dataclasses.replace(graph, val=none), key)
+    messages = []
+    for run in train, faster_train:
+        with pytest.raises(FloatingPointError, match="diverged at epoch") as error:
+            run(model, graph, key, step_size=1e25, log_every=0)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+# 4. More than one device --------------------------------------------------------------
 #
 # JAX cannot change the number of devices once it runs. So each of these tests starts a
 # fresh Python, which makes four devices of one CPU, imports this file and calls one of
@@ -875,21 +948,25 @@ def count_compilations():
     logging.getLogger("jax").addHandler(handler)
     logging.getLogger("jax").propagate = False
     graph, model = random_graph(), GCN(8, 3)
-    key, settings = jax.random.key(0), dict(epochs=3, patience=3, log_every=0)
+    key, settings = jax.random.key(0), dict(epochs=13, patience=13, log_every=0)
     part = receptive_field(graph, hops=2)
     _, expected = train(model, graph, key, train_graph=part, **settings)
 
     mesh = jax.make_mesh((4,), ("edges",))
     sharded, sharded_part = shard_graph(graph, mesh), shard_graph(part, mesh)
     jax.config.update("jax_log_compiles", True)
-    _, history = train(model, sharded, key, train_graph=sharded_part, **settings)
-    for function in "train_step", "evaluate":
-        # "Compiling jit(train_step) with ..."; in jax 0.5.0 "Compiling train_step with"
-        pattern = rf"Compiling (jit\()?{function}\b"
-        assert sum(re.match(pattern, message) is not None for message in messages) == 1
-    assert len(history["train_loss"]) == 3
-    for name in history:
-        close(history[name], expected[name], 1e-5)
+    for run, functions in ((train, ["train_step", "evaluate"]),
+                           (faster_train, ["run_block"])):
+        params, history = run(
+            model, sharded, key, train_graph=sharded_part, **settings)
+        for function in functions:
+            # "Compiling jit(evaluate) with ..."; in jax 0.5.0 "Compiling evaluate with"
+            pattern = rf"Compiling (jit\()?{function}\b"
+            assert sum(bool(re.match(pattern, message)) for message in messages) == 1
+        assert len(history["train_loss"]) == settings["epochs"]
+        for name in history:
+            close(history[name], expected[name], 1e-5)
+        assert len(jax.tree.leaves(params)[0].sharding.device_set) == 4
 
 
 def test_sharded_training_compiles_its_step_once():
