@@ -761,7 +761,7 @@ def test_its_arguments_and_their_defaults_are_those_of_train():
 RUNS = {
     "GCN, to the last epoch": (MODELS["GCN"], dict(epochs=23, step_size=0.05)),
     # It stops before the last epoch, and inside a block.
-    "GCN, stopped": (MODELS["GCN"], dict(epochs=100, step_size=0.1, patience=2)),
+    "GCN, stopped": (MODELS["GCN"], dict(epochs=100, patience=13)),
     "GAT": (MODELS["GAT"], dict(
         epochs=12, step_size=0.05, penalise_all=True, rule=loss_or_accuracy_rule)),
 }
