@@ -43,22 +43,23 @@ from minignn import (
 #     entry    0  1  2  3  4  5  6  7  8  9  10
 #     row      0  0  0  0  0  0  0  0  0  0  1
 #
-# Cut the entries of each row into groups of eight, and fill the last one up:
+# Cut the entries of each row into groups of eight. Where entries are missing, the first
+# of the group is repeated, and all its places share its weight:
 #
 #     group 0, row 0:   0  1  2  3  4  5  6  7
-#     group 1, row 0:   8  9  .  .  .  .  .  .
-#     group 2, row 1:  10  .  .  .  .  .  .  .
+#     group 1, row 0:   8  9  8  8  8  8  8  8       each 8 with 1/7 of its weight
+#     group 2, row 1:  10 10 10 10 10 10 10 10       with 1/8
+#
+# (Padding with a weight of 0 would not do: 0 * nan and 0 * inf are nan.)
 #
 # The sum of a group is eight products in one expression, which XLA compiles to one loop
 # that stores no message. Only the sums of the groups are added to their rows:
 #
 #     out_i = sum over the groups g of row i of (sum over the entries e of g of w_e h_e)
 #
-# where h_e stands for h[cols[e]]. A padded place (.) adds 0 to it. (Not 0 times what it
-# reads: 0 * nan and 0 * inf are nan.)
-#
-# That pays where most places are not padded. Cora's features have 18 entries a row; its
-# adjacency has 5, and stays faster in the plain form.
+# where h_e stands for h[cols[e]] and w_e for the place's share of the weight. That pays
+# where most places have an entry of their own. Cora's features have 18 entries a row;
+# its adjacency has 5, and is faster in the plain form.
 
 GROUP = 8
 
@@ -67,8 +68,8 @@ def group(owner, other):
     """Cut the entries of each owner (each row, say) into groups of eight.
 
     owner, other: NumPy [E], the row and the column of each entry, or the reverse.
-    Returns three int32 arrays: the entries in each group [8, G], E where it is padded;
-    their `other` [8, G], any where it is padded; the owner of each group [G].
+    Returns four arrays: the entries in each group [8, G]; the share of its weight that
+    each place has [8, G]; the `other` of each [8, G]; the owner of each group [G].
     """
     num = len(owner)
     # The entries by owner. Sorting owner * E + entry is a stable argsort, only quicker.
@@ -76,26 +77,27 @@ def group(owner, other):
     count = np.bincount(owner)                          # entries of each owner
     start = np.cumsum(count) - count                    # the first of them, in `order`
     place = np.arange(num) - np.repeat(start, count)    # 0, 1, 2, ... within each owner
-    column = np.cumsum(place % GROUP == 0) - 1          # the number of the group
+    place = place % GROUP                               # 0 to 7, within each group
+    column = np.cumsum(place == 0) - 1                  # the number of the group
 
-    num_groups = np.sum(place % GROUP == 0)
-    entries = np.full((GROUP, num_groups), num)
-    entries[place % GROUP, column] = order
-    read = np.where(entries < num, entries, entries[0])
-    arrays = entries, other[read], owner[entries[0]]
-    return tuple(jnp.asarray(array, jnp.int32) for array in arrays)
+    first = order[place == 0]                           # of each group: [G]
+    entries = np.tile(first, (GROUP, 1))
+    entries[place, column] = order
+    is_first = entries == first
+    share = np.where(is_first, 1 / is_first.sum(axis=0), 1)
+    places = entries, other[entries], owner[first]
+    entries, other, owner = (jnp.asarray(array, jnp.int32) for array in places)
+    return entries, jnp.asarray(share, float), other, owner
 
 
 def sum_groups(weights, h, groups, num_owners):
     """Sums of weights[e] * h[other] by owner: [E, H], [m, H, D] -> [n, H, D]."""
-    entries, other, owner = groups
-    num_entries = len(weights)
-    weights = weights.at[entries].get(mode="fill", fill_value=0)    # -> [8, G, H]
-    is_entry = entries < num_entries
+    entries, share, other, owner = groups
+    share = share.astype(weights.dtype)[:, :, None]
+    weights = share * weights[entries]                  # [E, H] -> [8, G, H]
     total = 0
     for k in range(GROUP):                              # -> [G, H, D], in one loop
-        message = weights[k][:, :, None] * h[other[k]]
-        total = total + jnp.where(is_entry[k][:, None, None], message, 0)
+        total = total + weights[k][:, :, None] * h[other[k]]
     return jax.ops.segment_sum(total, owner, num_owners)            # -> [n, H, D]
 
 

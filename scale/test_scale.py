@@ -161,11 +161,13 @@ def product_by_loop(matrix, b):
 def test_groups_of_the_worked_example():
     # The comment's matrix: ten entries in row 0, one in row 1. Entry e has column 2 e.
     owner = np.array([0] * 10 + [1])
-    groups, other, group_owner = group(owner, 2 * np.arange(11))
+    groups, share, other, group_owner = group(owner, 2 * np.arange(11))
     assert groups.T.tolist() == [
-        [0, 1, 2, 3, 4, 5, 6, 7], [8, 9] + [11] * 6, [10] + [11] * 7]
-    assert other.T.tolist() == [
-        [0, 2, 4, 6, 8, 10, 12, 14], [16, 18] + [16] * 6, [20] * 8]
+        [0, 1, 2, 3, 4, 5, 6, 7], [8, 9, 8, 8, 8, 8, 8, 8], [10] * 8]
+    seventh = float(np.float32(1 / 7))
+    assert share.T.tolist() == [
+        [1] * 8, [seventh, 1] + [seventh] * 6, [1 / 8] * 8]
+    assert np.array_equal(other, 2 * groups)
     assert group_owner.tolist() == [0, 0, 1]
 
 
