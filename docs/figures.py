@@ -23,14 +23,17 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from experiments import RECIPES, last_hidden, make_model, mean_cosines
+
 from minignn import (
     GAT,
     GAT_RECIPE,
     GCN,
     accuracy,
-    adam,
     attention,
+    evaluate,
     load_graph,
+    loss_or_accuracy_rule,
     normalize_adjacency,
     train,
 )
@@ -49,10 +52,13 @@ plt.rcParams.update({
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
     "font.size": 10,
+    # The first that is there; where an SVG is shown, others may be.
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "Helvetica"],
     "axes.titlesize": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "svg.hashsalt": "minignn",
+    "svg.fonttype": "none",         # text stays text, not curves
     "legend.frameon": False,
 })
 
@@ -97,11 +103,28 @@ def trained_gcn():
 
 
 @functools.cache
-def trained_gat(**changes):
-    """-> params, history."""
+def trained_gat():
+    """-> the params that train returns, history, and the epoch that they are from."""
     model = GAT([8, 1], [8], len(cora().class_names))
-    recipe = GAT_RECIPE | changes
-    return train(model, cora(), jax.random.key(0), log_every=0, **recipe)
+    params, history = train(model, cora(), jax.random.key(0), log_every=0, **GAT_RECIPE)
+    kept = None
+    for epoch in range(1, len(history["val_loss"]) + 1):
+        so_far = {name: values[:epoch].tolist() for name, values in history.items()}
+        _, keep = loss_or_accuracy_rule(so_far)
+        if keep:
+            kept = epoch
+    return params, history, kept
+
+
+def unpenalised_gat(epochs):
+    """The params of the same GAT after so many epochs without weight decay."""
+    def keep_all(history):
+        return True, True
+
+    model = GAT([8, 1], [8], len(cora().class_names))
+    recipe = GAT_RECIPE | dict(weight_decay=0.0, epochs=epochs, rule=keep_all)
+    params, _ = train(model, cora(), jax.random.key(0), log_every=0, **recipe)
+    return params
 
 
 def gcn_logits():
@@ -167,79 +190,24 @@ def blank(ax, limit):
 # The pictures -------------------------------------------------------------------------
 
 
-def linear_fit():
-    key_x, key_noise = jax.random.split(jax.random.key(1))
-    xs = jax.random.uniform(key_x, (300,), minval=-3, maxval=3)
-    ys = 2 * xs + 1 + jax.random.normal(key_noise, (300,))
-
-    @jax.jit
-    @jax.grad
-    def gradient(params):
-        w, b = params
-        return jnp.mean((w * xs + b - ys) ** 2)
-
-    start = (-1.0, 3.0)
-    sgd = start
-    for _ in range(200):
-        sgd = jax.tree.map(lambda p, g: p - 0.05 * g, sgd, gradient(sgd))
-
-    init, update = adam(0.05)
-    params, state = start, init(start)
-    for _ in range(500):
-        params, state = update(gradient(params), state, params)
-
-    figure, ax = plt.subplots(figsize=(6.4, 4))
-    ax.scatter(xs, ys, s=9, color="#b5b5b5", label="300 noisy points")
-    ends = np.array([-3.1, 3.1])
-    lines = (
-        ("start", start, GREY, "--", 1.5, 2),
-        ("truth", (2, 1), "black", "-", 0.9, 4),
-        ("fitted by gradient descent", sgd, ORANGE, "-", 7, 2),
-        ("fitted by Adam", params, BLUE, ":", 3.6, 2))
-    for name, (w, b), color, style, width, order in lines:
-        ax.plot(
-            ends, w * ends + b, color=color, linestyle=style, linewidth=width,
-            zorder=order, label=f"{name}: y = {w:.2f} x + {b:.2f}")
-    ax.set(xlabel="x", ylabel="y")
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    save(figure, "linear-fit.svg")
-
-
 def cora_data():
     rows, cols, y = rows_cols_labels()
     names = class_names()
     num_classes = len(names)
     is_edge = rows != cols
-    degree = np.bincount(rows[is_edge])
-
-    figure = plt.figure(figsize=(11, 5.4))
-    grid = figure.add_gridspec(
-        2, 2, width_ratios=[2.6, 4], wspace=0.78, hspace=0.62)
-    left = figure.add_subplot(grid[0, 0])
-    middle = figure.add_subplot(grid[1, 0])
-    right = figure.add_subplot(grid[:, 1])
-
-    counts = np.bincount(np.minimum(degree, 12))
-    left.bar(range(1, 13), counts[1:], color=BLUE)
-    left.set_xticks([1, 3, 5, 7, 9, 12], ["1", "3", "5", "7", "9", "12+"])
-    left.set(xlabel="neighbours of a paper", ylabel="papers",
-             title="Most papers have few neighbours")
-
-    sizes = np.bincount(y)
-    order = np.argsort(sizes)
-    middle.barh(range(num_classes), sizes[order], color=[COLORS[c] for c in order])
-    middle.set_yticks(range(num_classes), [names[c] for c in order])
-    middle.set(xlabel="papers", title="Seven classes, unequal")
-
     pairs = np.zeros((num_classes, num_classes))
     np.add.at(pairs, (y[rows[is_edge]], y[cols[is_edge]]), 1)
     share = pairs / pairs.sum(1, keepdims=True)
     percent = [[f"{100 * s:.0f}" for s in row] for row in share]
-    show_matrix(right, share, percent, fontsize=9)
-    name_columns(right, names)
-    right.set_yticks(range(num_classes), names)
-    right.set(xlabel="class of its neighbours", ylabel="class of a paper",
-              title="Neighbours mostly share a class (% of each row)")
+
+    figure, ax = plt.subplots(figsize=(5.6, 4.6))
+    show_matrix(ax, share, percent, fontsize=9)
+    name_columns(ax, names)
+    sizes = np.bincount(y)
+    ax.set_yticks(
+        range(num_classes), [f"{name} ({n})" for name, n in zip(names, sizes)])
+    ax.set(xlabel="class of its neighbours", ylabel="class of a paper (their number)",
+           title="Neighbours mostly share a class (% of each row)")
     save(figure, "cora.svg")
 
 
@@ -247,9 +215,12 @@ TINY = np.array([[0, 0, 0, 1, 3],
                  [1, 2, 3, 2, 4]])
 
 
+def tiny_adjacency():
+    return normalize_adjacency(np.hstack([TINY, TINY[::-1]]), 5)
+
+
 def adjacency():
-    tiny = normalize_adjacency(np.hstack([TINY, TINY[::-1]]), 5)
-    normalized = np.asarray(tiny @ jnp.eye(5))
+    normalized = np.asarray(tiny_adjacency() @ jnp.eye(5))
     has_entry = normalized > 0
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.7))
 
@@ -266,8 +237,8 @@ def adjacency():
     ax.axis("off")
 
     panels = (
-        (axes[1], has_entry * 1.0, "$A + I$, and the degrees", "{:.0f}"),
-        (axes[2], normalized, "$D^{-1/2} (A + I) D^{-1/2}$", "{:.2f}"))
+        (axes[1], has_entry * 1.0, "A + I, and the degrees", "{:.0f}"),
+        (axes[2], normalized, "D⁻½ (A + I) D⁻½", "{:.2f}"))
     for ax, matrix, title, form in panels:
         ax.imshow(matrix, cmap="Blues", vmin=0, vmax=1.6)
         for i, j in np.ndindex(matrix.shape):
@@ -283,9 +254,95 @@ def adjacency():
         for spine in ax.spines.values():
             spine.set_visible(False)
     for i, d in enumerate(has_entry.sum(1)):
-        axes[1].text(4.75, i, f"$d_{i}$ = {d}", va="center", fontsize=10.5)
+        axes[1].text(4.75, i, f"d{'₀₁₂₃₄'[i]} = {d}", va="center", fontsize=10.5)
     figure.subplots_adjust(wspace=0.6)
     save(figure, "adjacency.svg")
+
+
+def messages():
+    tiny = tiny_adjacency()
+    rows, cols, values = (np.asarray(a) for a in (tiny.rows, tiny.cols, tiny.values))
+    b = np.array([4, 6, 3, 9, 2])
+    fetched = b[cols]
+    message = values * fetched
+    added = np.bincount(rows, message)
+    places = np.array([[0, 0], [-1.75, 1.3], [-1.75, -1.3], [2.2, 0], [3.5, 0]])
+    # Where the text of an arrow into node 0 stands, by the arrow's source.
+    beside = {0: (0.9, 0.9), 1: (-0.45, 1.3), 2: (-0.45, -1.3), 3: (1.1, -0.5)}
+
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.2))
+    panels = (
+        ("1. Fetch: b[cols]", b, lambda e: f"{fetched[e]}"),
+        ("2. Multiply: the messages", b,
+         lambda e: f"{values[e]:.2f} · {fetched[e]}\n= {message[e]:.2f}"),
+        ("3. Add up, at all nodes: aggregate", [f"{a:.1f}" for a in added], None))
+    for ax, (title, numbers, text_of) in zip(axes, panels):
+        for i, j in TINY.T:
+            if text_of is None or 0 not in (i, j):
+                ax.plot(*places[[i, j]].T, color="#cccccc", linewidth=1.5, zorder=1)
+        for i, place in enumerate(places):
+            is_centre = i == 0
+            ax.add_patch(Circle(
+                place, 0.36, facecolor="#f6d9a8" if is_centre else "#dceaf5", zorder=2,
+                edgecolor="#D55E00" if is_centre else BLUE, linewidth=1.5))
+            ax.text(*place, numbers[i], ha="center", va="center", fontsize=10.5)
+            ax.text(place[0], place[1] - 0.58, f"node {i}", ha="center", va="center",
+                    fontsize=8.5, color="#666666")
+        if text_of is not None:
+            arrow = dict(arrowstyle="-|>", color="#444444", linewidth=1.5, shrinkA=15,
+                         shrinkB=15)
+            for entry in np.flatnonzero(rows == 0):
+                source = cols[entry]
+                if source == 0:                     # the self-loop
+                    loop = arrow | dict(
+                        connectionstyle="arc3,rad=-1.6", shrinkA=0, shrinkB=0)
+                    ax.annotate("", (0.2, 0.34), (-0.2, 0.34), arrowprops=loop)
+                else:
+                    ax.annotate("", places[0], places[source], arrowprops=arrow)
+                a, c = beside[source]
+                ax.text(a, c, text_of(entry), ha="center", va="center", fontsize=9.5,
+                        color="#B34700")
+        ax.set(title=title, xlim=(-2.3, 4), ylim=(-2.1, 1.8), aspect="equal")
+        ax.axis("off")
+    parts = " + ".join(f"{m:.2f}" for m in message[rows == 0])
+    axes[2].text(-0.9, 1.2, f"{parts}\n= {added[0]:.2f}", fontsize=9.5,
+                 color="#B34700", va="center")
+    figure.subplots_adjust(wspace=0.02)
+    save(figure, "messages.svg")
+
+
+def eigenvalues():
+    rows, cols, _ = rows_cols_labels()
+    with_loops = np.zeros(cora().adj.shape)
+    with_loops[rows, cols] = 1                  # A + I
+    without_loops = with_loops - np.eye(len(with_loops))
+
+    def normalized(matrix):                     # D^-1/2 matrix D^-1/2
+        d = matrix.sum(1)
+        return matrix / np.sqrt(d[:, None] * d)
+
+    before = np.linalg.eigvalsh(normalized(without_loops))
+    after = np.linalg.eigvalsh(normalized(with_loops))
+    panels = (
+        ("D⁻½ A D⁻½: without self-loops", before, GREY),
+        ("I + D⁻½ A D⁻½: the first-order filter", before + 1, ORANGE),
+        ("D⁻½ (A + I) D⁻½: self-loops first, then normalised. This is Â", after, BLUE))
+    figure, axes = plt.subplots(3, 1, figsize=(7.2, 5.4), sharex=True, sharey=True)
+    for ax, (title, values, color) in zip(axes, panels):
+        ax.hist(values, bins=np.linspace(-1.025, 2.025, 62), color=color)
+        ax.set_yscale("log")
+        ax.set(ylabel="how many")
+        ax.set_title(title, loc="left")
+        ax.axvline(1, color="black", linewidth=0.8, linestyle=":")
+        low, high = values.min() + 0.0001, values.max()     # no -0.00
+        ax.text(1, 0.86, f"from {low:.2f} to {high:.2f}", transform=ax.transAxes,
+                ha="right", fontsize=9.5)
+        print(f"  {title}: {low:.3f} to {high:.3f}; "
+              f"{100 * np.mean(values < 0):.0f} % below 0, "
+              f"{np.sum(values < -0.999)} at -1")
+    axes[2].set_xlabel("eigenvalue: by what the matrix multiplies its pattern")
+    figure.subplots_adjust(hspace=0.42)
+    save(figure, "eigenvalues.svg")
 
 
 # The nodes of the picture of hops: the angle and the distance of each from the middle.
@@ -402,6 +459,18 @@ def draw_beyond(ax, centre, node, angle, step):
                    zorder=2)
 
 
+def class_legend(figure, classes, place):
+    """Which class each colour is, in a line whose upper middle is at the place."""
+    handles = []
+    for c in classes:
+        handles.append(Line2D(
+            [], [], marker="o", linestyle="", markersize=10, markeredgecolor="#333333",
+            color=COLORS[c]))
+    names = class_names()
+    figure.legend(handles, [names[c] for c in classes], loc="upper center",
+                  bbox_to_anchor=place, ncols=len(classes), fontsize=10)
+
+
 def spread(weights, rows):
     """How far each node's smallest and largest weight are apart, a ratio -> [N]."""
     low = np.full(rows.max() + 1, np.inf)
@@ -424,12 +493,10 @@ def candidates():
 
 def attention_heads():
     graph = cora()
-    names = class_names()
     rows, cols, y = rows_cols_labels()
-    trained, _ = trained_gat()
-    unpenalised, _ = trained_gat(weight_decay=0.0, epochs=300)
+    trained, _, kept = trained_gat()
     alpha = first_attention(trained)                    # [E, H]
-    free = first_attention(unpenalised)                 # [E, H]
+    free = first_attention(unpenalised_gat(kept))       # [E, H]
 
     # the paper and the head where the attention without penalty differs most
     can_be_drawn = candidates()
@@ -438,49 +505,111 @@ def attention_heads():
         uneven.append(np.where(can_be_drawn, spread(free[:, head], rows), 0))
     head, centre = np.unravel_index(np.argmax(uneven), np.shape(uneven))
 
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.9))
-    fixed = np.asarray(graph.adj.values)
-    neighbourhood(axes[0], centre, fixed, "GCN: fixed by the degrees")
-    neighbourhood(axes[1], centre, alpha[:, head], "GAT: one trained head")
-    neighbourhood(
-        axes[2], centre, free[:, head], "The same head without weight decay")
-    shown = sorted(set(y[cols[rows == centre]]))
-    handles = []
-    for c in shown:
-        handles.append(Line2D(
-            [], [], marker="o", linestyle="", markersize=11, markeredgecolor="#333333",
-            color=COLORS[c]))
-    figure.legend(handles, [names[c] for c in shown], loc="lower center",
-                  ncols=len(shown), fontsize=10)
-    figure.subplots_adjust(bottom=0.12, wspace=0.02)
-    save(figure, "attention.svg")
+    figure = plt.figure(figsize=(10, 7.4))
+    grid = figure.add_gridspec(2, 3, height_ratios=[3, 2.2], hspace=0.2, wspace=0.02)
+    panels = (
+        (graph.adj.values, "GCN\nfixed by the degrees"),
+        (alpha[:, head], f"GAT\none head after {kept} epochs"),
+        (free[:, head], "GAT\nthe same without weight decay"))
+    for k, (weights, title) in enumerate(panels):
+        ax = figure.add_subplot(grid[0, k])
+        neighbourhood(ax, centre, np.asarray(weights), title)
+    class_legend(figure, sorted(set(y[cols[rows == centre]])), (0.5, 0.46))
 
-    count = np.bincount(rows)[rows][:, None]
-    for name, weights in (("trained", alpha), ("without weight decay", free)):
-        low, high = np.quantile(weights * count, [0.005, 0.995])
+    ax = figure.add_subplot(grid[1, :])
+    degree = np.bincount(rows)[rows]
+    bins = np.linspace(0.4, 2.1, 86)
+    of_centre = rows == centre
+    kinds = (
+        ("with weight decay, as in the paper", alpha, BLUE, "o", 0.5),
+        ("without weight decay", free, ORANGE, "^", 0.2))
+    for name, weights, color, marker, height in kinds:
+        times_mean = weights * degree[:, None]          # 1: as much as the plain mean
+        ax.hist(times_mean.ravel(), bins=bins, log=True, color=color, alpha=0.55,
+                label=f"all edges and heads, {name}")
+        here = times_mean[of_centre, head]
+        ax.plot(here, np.full(len(here), height), marker, color=color,
+                markeredgecolor="black", label=f"the head and paper above, {name}")
+        low, high = np.quantile(times_mean, [0.005, 0.995])
         print(f"  {name}: 99 % of the weights lie between {low:.2f} and {high:.2f} "
-              "times the plain mean's")
-    print(f"  epochs: {len(trained_gat()[1]['val_loss'])}")
+              f"times the plain mean's, all between {times_mean.min():.2f} and "
+              f"{times_mean.max():.2f}; above {here.min():.2f} to {here.max():.2f}")
+    ax.axvline(1, color="black", linewidth=0.8, linestyle=":")
+    ax.set(xlabel="weight times degree: 1 is the plain mean", ylabel="weights",
+           xlim=(bins[0], bins[-1]), ylim=(0.1, None))
+    ax.legend(loc="upper right", fontsize=8.5)
+    save(figure, "attention.svg")
+    print(f"  weights above: {alpha[of_centre, head].round(2)} with weight decay, "
+          f"{free[of_centre, head].round(2)} without")
 
 
 def history():
     figure, axes = plt.subplots(2, 2, figsize=(9, 5.4), sharex="col")
     _, _, _, gcn_history = trained_gcn()
-    _, gat_history = trained_gat()
-    runs = ("GCN", gcn_history), ("GAT", gat_history)
-    for column, (name, run) in enumerate(runs):
+    _, gat_history, gat_kept = trained_gat()
+    runs = ("GCN", gcn_history, len(gcn_history["val_loss"])), (
+        "GAT", gat_history, gat_kept)
+    for column, (name, run, kept) in enumerate(runs):
         epochs = np.arange(1, len(run["val_loss"]) + 1)
         for ax, what, top in zip(axes[:, column], ("loss", "accuracy"), (2.05, 1.03)):
             ax.plot(epochs, run[f"train_{what}"], color=BLUE, linewidth=1.4,
                     label="140 training nodes")
             ax.plot(epochs, run[f"val_{what}"], color=ORANGE, linewidth=1.4,
                     linestyle="--", label="500 validation nodes")
+            ax.axvline(kept, color="black", linewidth=0.8, linestyle=":")
+            ax.plot(kept, run[f"val_{what}"][kept - 1], "D", color="black",
+                    markersize=5, label="the params that train returns")
             ax.set(ylabel=what, ylim=(0, top))
-        axes[0, column].set_title(name)
+        axes[0, column].set_title(
+            f"{name}: {len(epochs)} epochs, params of epoch {kept}")
         axes[1, column].set_xlabel("epoch")
-    axes[0, 1].legend(loc="upper right")
+        for epoch in (50, 100, 200):
+            print(f"  {name}, epoch {epoch}: accuracy on the training nodes "
+                  f"{run['train_accuracy'][epoch - 1]:.2f}, on the validation nodes "
+                  f"{run['val_accuracy'][epoch - 1]:.2f}")
+    axes[1, 0].legend(loc="lower right")
     figure.subplots_adjust(wspace=0.25, hspace=0.12)
     save(figure, "history.svg")
+
+
+def depth_run(number, rate, seed):
+    """A GCN of so many layers: test accuracy, and the mean cosine of two papers.
+
+    -> (accuracy, cosine in a class, cosine between classes), of the last hidden layer
+    """
+    model = make_model("depth", number, rate, len(cora().class_names))
+    _, apply_fun = model
+    params, _ = train(
+        model, cora(), jax.random.key(seed), log_every=0, **RECIPES["depth"])
+    h = last_hidden(params, cora(), len(cora().class_names))
+    metrics = evaluate(apply_fun, params, cora())
+    return float(metrics["test_accuracy"]), *mean_cosines(h, cora().y)
+
+
+def depth():
+    # Three seeds are few: python docs/experiments.py depth NUMBER has twenty.
+    layers = [1, 2, 3, 4, 6, 8]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6))
+    for rate, color, name in (0.5, BLUE, "dropout 0.5"), (0, ORANGE, "no dropout"):
+        runs = []
+        for number in layers:
+            runs.append([depth_run(number, rate, seed) for seed in range(3)])
+            means = "accuracy {:.3f}, cosines {:.2f} and {:.2f}".format(
+                *np.mean(runs[-1], axis=0))
+            print(f"  {number} layers, {name}: {means}", flush=True)
+        runs = np.array(runs)                               # [layers, seeds, 3]
+        percent, same, different = runs.mean(1).T
+        left.plot(layers, 100 * percent, "-o", color=color, label=name)
+        left.plot(layers, 100 * runs[:, :, 0], ".", color=color, alpha=0.5)
+        right.plot(layers, same, "-o", color=color, label=f"same class, {name}")
+        right.plot(layers, different, "--s", color=color, markerfacecolor="white",
+                   label=f"different classes, {name}")
+    left.set(xlabel="layers", ylabel="test accuracy in %", ylim=(0, 100))
+    left.legend(loc="lower left")
+    right.set(xlabel="layers", ylabel="mean cosine of two papers", ylim=(0, 1.02))
+    right.legend(loc="lower right", fontsize=8.5)
+    figure.subplots_adjust(wspace=0.3)
+    save(figure, "depth.svg")
 
 
 def hidden():
@@ -547,6 +676,12 @@ def overview():
     neighbourhood(
         left, centre, values, "A paper gathers from its neighbours", second_hop=True)
     left.set_anchor("N")
+    rows, cols, _ = rows_cols_labels()
+    class_legend(figure, sorted(set(y[cols[rows == centre]])), (0.3, 0.115))
+    figure.text(
+        0.5, -0.015, "A number, and the width of its arrow: the weight of that paper's "
+        "features in the sum. Small dots: the papers around them, two steps away. A "
+        "colour is a class, left and right.", ha="center", fontsize=9.5)
 
     points = in_two_dimensions("trained")
     scatter_classes(right, points, size=5)
@@ -565,10 +700,12 @@ def overview():
 
 
 PICTURES = {
-    "linear-fit": linear_fit,
     "cora": cora_data,
     "adjacency": adjacency,
+    "messages": messages,
+    "eigenvalues": eigenvalues,
     "hops": hops,
+    "depth": depth,
     "attention": attention_heads,
     "history": history,
     "hidden": hidden,
