@@ -425,7 +425,7 @@ def fair_scorer(method, setting, cora, narrow):
             return accuracies
         return score
 
-    from scale.faster import faster, faster_bits
+    from scale.faster import faster, faster_bits, faster_train
 
     if method == "no-graph":
         cora = no_graph(cora, 0, None)
@@ -439,7 +439,8 @@ def fair_scorer(method, setting, cora, narrow):
     def score(seed, split):
         graph = dataclasses.replace(whole, **split)
         rng = jax.random.key(seed, impl=faster_bits)
-        params, _ = train(model, graph, rng, log_every=0, train_graph=field, **recipe)
+        params, _ = faster_train(
+            model, graph, rng, log_every=0, train_graph=field, **recipe)
         metrics = evaluate(apply_fun, params, graph)
         return float(metrics["val_accuracy"]), float(metrics["test_accuracy"])
 
@@ -554,9 +555,11 @@ def main():
         return
 
     key_impl = None                                         # JAX's own random bits
+    train_model = train
     if args.fast:
-        from scale.faster import faster, faster_bits
+        from scale.faster import faster, faster_bits, faster_train
         key_impl = faster_bits
+        train_model = faster_train
 
     num_classes = len(cora.class_names)
     if args.name == "homophily":
@@ -578,7 +581,7 @@ def main():
             train_graph = faster(receptive_field(graph, hops))
             graph = faster(graph)
         rng = jax.random.key(seed, impl=key_impl)
-        params, history = train(
+        params, history = train_model(
             model, graph, rng, log_every=0, train_graph=train_graph, **recipe)
         metrics = evaluate(apply_fun, params, graph)
         accuracies.append(float(metrics["test_accuracy"]))
