@@ -199,6 +199,10 @@ def cora_data():
     np.add.at(pairs, (y[rows[is_edge]], y[cols[is_edge]]), 1)
     share = pairs / pairs.sum(1, keepdims=True)
     percent = [[f"{100 * s:.0f}" for s in row] for row in share]
+    between = []                                # each pair of classes once
+    for i, j in itertools.combinations(range(num_classes), 2):
+        between.append((int(pairs[i, j]), names[i], names[j]))
+    print("  most edges between two classes:", *sorted(between)[:-4:-1])
 
     figure, ax = plt.subplots(figsize=(5.6, 4.6))
     show_matrix(ax, share, percent, fontsize=9)
@@ -679,9 +683,10 @@ def overview():
     rows, cols, _ = rows_cols_labels()
     class_legend(figure, sorted(set(y[cols[rows == centre]])), (0.3, 0.115))
     figure.text(
-        0.5, -0.015, "A number, and the width of its arrow: the weight of that paper's "
-        "features in the sum. Small dots: the papers around them, two steps away. A "
-        "colour is a class, left and right.", ha="center", fontsize=9.5)
+        0.5, 0.03, "Left: a number, and the width of its arrow, is the weight of that "
+        "paper's features in the sum.\nSmall dots are two steps away. Right: each dot "
+        "is a paper. A colour is a class, on both sides.",
+        ha="center", va="top", fontsize=10)
 
     points = in_two_dimensions("trained")
     scatter_classes(right, points, size=5)
