@@ -90,11 +90,23 @@ def group(owner, other):
     return entries, jnp.asarray(share, float), other, owner
 
 
+def stored(h):
+    """h itself, but computed once and stored.
+
+    XLA would fuse what h is computed from into what reads it. Row j of h would then be
+    computed anew for each entry that reads it. It does not fuse a scatter, such as this
+    one, which sets row j to row j.
+    """
+    rows = jnp.arange(len(h))
+    return jnp.zeros_like(h).at[rows].set(h, unique_indices=True)
+
+
 def sum_groups(weights, h, groups, num_owners):
     """Sums of weights[e] * h[other] by owner: [E, H], [m, H, D] -> [n, H, D]."""
     entries, share, other, owner = groups
     share = share.astype(weights.dtype)[:, :, None]
     weights = share * weights[entries]                  # [E, H] -> [8, G, H]
+    h = stored(h)
     total = 0
     for k in range(GROUP):                              # -> [G, H, D], in one loop
         total = total + weights[k][:, :, None] * h[other[k]]
