@@ -61,8 +61,8 @@ import numpy as np
 #
 # A pytree is JAX's word for a nest of lists, tuples and dicts with arrays inside. The
 # functions that JAX compiles and differentiates take pytrees as they take arrays;
-# register_dataclass lets them take a Sparse, too. Its shape is static: JAX takes it not
-# for an array but for a fixed part of what it compiles (section 6).
+# register_dataclass lets them take a Sparse, too. Its shape is static: two numbers of
+# Python, since JAX compiles a function anew for each size of its arrays (section 6).
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sparse:
@@ -134,7 +134,8 @@ def normalize_adjacency(edge_index, num_nodes):
 
     So the sum over many neighbours is not many times as large as that over few, and
     what a node with many neighbours says to each of them has less weight. (A mean over
-    the neighbours, 1 / d_i, would do only the first.) The paper writes the same as
+    the neighbours, 1 / d_i, would do only the first. Where all nodes have the same
+    degree, both are the same.) The paper writes the same as
     D̃^-1/2 Ã D̃^-1/2, with Ã the adjacency with self-loops and D̃ the diagonal matrix
     of the d_i.
 
@@ -181,7 +182,9 @@ def glorot_uniform(rng, shape, fan_in=None, fan_out=None):
     """Random weights between -r and r, where r = sqrt(6 / (fan_in + fan_out)) -> shape.
 
     The more numbers a layer sums up, the smaller each weight, so that neither outputs
-    nor gradients grow from layer to layer (Glorot & Bengio 2010, equation 16).
+    nor gradients grow from layer to layer. The variance of these numbers, r^2 / 3, lies
+    between 1 / fan_in, which keeps the size of the outputs, and 1 / fan_out, which
+    keeps that of the gradients (Glorot & Bengio 2010, equation 16).
 
     rng: a key. JAX has no hidden random state: random numbers are a function of a key,
         and the same key gives the same numbers. jax.random.key(seed) makes one.
@@ -404,7 +407,7 @@ def MultiHeadLayer(nheads, nhid, dropout_rate, last_layer=False):
         W, a1, a2, b = params
         x_rng, alpha_rng, h_rng = split_or_none(rng, 3)
 
-        # Of three dropouts, two are inside the layer; so all are here, none in chain.
+        # Three dropouts: of x, of alpha and of h. chain could only do the first of them.
         x = dropout(x_rng, x, dropout_rate)
         # A Sparse x can be multiplied by a matrix only: W with its heads side by side.
         h = x @ W.reshape(len(W), nheads * nhid)        # [N, F] -> [N, H*D]
@@ -488,7 +491,7 @@ def cross_entropy(logits, labels):
     log_probability = log_softmax(logits)                                   # [n, C]
     of_label = log_probability[jnp.arange(num_nodes), labels]               # [n]
     # A factor nan makes the gradient nan, too, so that nobody trains on it unnoticed.
-    # (jnp.where(is_class, of_label, nan) would be nan, too, but its gradient 0 there.)
+    # (With jnp.where(is_class, of_label, nan), it would be that of the other nodes.)
     one_or_nan = jnp.where(is_class, 1, jnp.nan)
     return -(of_label * one_or_nan).mean()
 
@@ -531,7 +534,7 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
         # tree.map(f, tree) puts f(leaf) in place of each leaf of a pytree, that is, of
         # each array in it. With two trees, f gets a leaf of each.
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return 0, zeros, zeros
+        return 0, zeros, zeros      # JAX takes the 0 for an array, too, of shape []
 
     def update(grads, state, params):
         t, means, squares = state
@@ -642,12 +645,13 @@ def train_step(apply_fun, penalise_all, params, state, graph, rng, epoch, step_s
 # jax.jit compiles a function at its first call: it runs the function once, with arrays
 # that have a shape and a type but no values yet, and records what is computed. Later
 # calls with arrays of the same shapes and types, on the same devices, run the compiled
-# record. A number, like epoch, counts as an array of shape []. A function, or a value
-# on which a Python `if` depends, has to be static: a part of the record. (dropout's
-# `if rng is None` asks for no value.) For another static value all is compiled anew.
-# Since each call of GCN(16, 7) makes another apply_fun, call it once and keep the pair.
+# record. A number, like epoch, counts as an array of shape [].
 #
-# This could stand above the function, as @jax.jit; here it comes after what it is for.
+# A function, or a value on which a Python `if` depends, has to be static: a part of the
+# record, which is made anew for another value. (`if rng is None` asks for no value.)
+# Each call of GCN(16, 7) makes another apply_fun: call it once, and keep the pair.
+#
+# Usually, @jax.jit stands above a function. Here you were to read the function first.
 train_step = jax.jit(train_step, static_argnames=("apply_fun", "penalise_all"))
 
 
@@ -703,7 +707,8 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
     _, params = init_fun(init_rng, graph.x.shape)
     init_adam, _ = adam(step_size)
     state = init_adam(params)
-    params, state = put_where(graph.y, (params, state))     # PyTorch: .to(device)
+    # PyTorch's .to(device); any array of the graph would do in place of y. See below.
+    params, state = put_where(graph.y, (params, state))
 
     history = {
         "train_loss": [], "train_accuracy": [], "val_loss": [], "val_accuracy": []}
@@ -715,7 +720,8 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
         params, state = train_step(apply_fun, penalise_all, params, state, train_graph,
                                    dropout_rng, epoch, step_size, weight_decay)
         metrics = evaluate(apply_fun, params, graph)
-        # JAX does not wait for results; float does, and makes a Python number.
+        # JAX does not wait for results; float does, and makes a Python number. Nothing
+        # in the training may look at those of the test nodes.
         metrics = {name: float(metrics[name]) for name in history}
         for name, values in history.items():
             values.append(metrics[name])
@@ -760,8 +766,10 @@ def put_where(array, tree):
     and the second step be compiled anew for the new place.
     """
     place = jnp.asarray(array).sharding         # which devices hold the array
+    # On several machines at once, a process cannot move to all devices. There, the
+    # first step does.
     if not place.is_fully_addressable:
-        return tree     # some belong to other processes: left to the first step, then
+        return tree
     return jax.device_put(tree, place)
 
 
@@ -787,10 +795,10 @@ def receptive_field(graph, hops):
         layer 1 computes nodes 0 and 1, from 0, 1 and 2
 
     What is left is nodes 0, 1 and 2 and rows 0 and 1 of the adjacency, with the values
-    that they have in the whole graph. (As row 2 is missing, layer 1's output at node 2
-    is wrong, and so is layer 2's at node 1, which is computed from it. The loss depends
-    on neither.) The training loss and its gradient are those of the whole graph,
-    dropout's masks aside. The result has no validation and no test nodes, and its nodes
+    that they have in the whole graph. The training loss and its gradient are those of
+    the whole graph, dropout's masks aside. (Each layer still runs on all three nodes.
+    As row 2 is missing, layer 1 is wrong at node 2, and layer 2 at nodes 1 and 2. The
+    loss asks for node 0.) The result has no validation and no test nodes, and its nodes
     are numbered anew.
 
     hops: the number of the model's layers. With fewer the gradient is wrong, and
@@ -805,15 +813,13 @@ def receptive_field(graph, hops):
     # {0, 1, 2}.
     needed = np.zeros(graph.adj.shape[0], bool)
     needed[np.asarray(graph.train)] = True              # by the loss
-    for _ in range(hops):
+    for _ in range(hops):                               # layer 1 in the last round
         computed = needed.copy()
         entry_is_used = computed[rows]
         needed[cols[entry_is_used]] = True
 
-    # Now computed and entry_is_used are those of the first layer, and include those of
-    # all others. New numbers: first the nodes that are only read, then those computed.
-    # (Any order does, until a graph is spread over devices: the last row needs an entry
-    # for that, see scale/devices.py.)
+    # New numbers: first the nodes that layer 1 only reads, then those that it computes.
+    # (Any order does here; scale/devices.py needs this one.)
     only_read = needed & ~computed
     nodes = np.concatenate([np.flatnonzero(only_read), np.flatnonzero(computed)])
     new_number = np.full(len(needed), -1)
@@ -868,7 +874,8 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     y: labels, integers [N], -1 for none.
     train_mask, val_mask, test_mask: booleans [N]; no node is in two of them.
     class_names: C strings, by default "0", "1", ... up to the largest label. (Without
-        names, a label from 65536 on is taken for a mistake.)
+        names, a label from 65536 on is refused: a single wrong label must not make a
+        billion names.)
     normalize: divide each row of x by its sum, as the GCN paper does (section 5.2).
 
     Raises ValueError that names the array, and the place in it and the value if there
@@ -885,8 +892,7 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     check_masks(masks, len(x))
     check_array("y", y, (len(x),), "iu", "integers")    # i, u: NumPy's integer types
     if class_names is None:
-        # A single wrong label must not make a billion names. (refuse, below, raises an
-        # error if its first argument is true anywhere.)
+        # refuse, below, raises an error if its first argument is true anywhere.
         refuse(y >= 2 ** 16, "y", y, "labels from 65536 on need class_names")
         class_names = range(int(y.max()) + 1)
     check_labels(y, masks, class_names)
@@ -965,8 +971,8 @@ def check_features(x, normalize):
     if x.shape[1] == 0:
         raise ValueError(f"x.shape is {x.shape}: a node needs at least one feature")
     # float32 ends at 3e38, and features are still to be summed and multiplied. For nan,
-    # `fits` is false, too. (np.float64 is for an x of float16: beside it, NumPy would
-    # make a plain 1e30 a float16, too, which is infinite.)
+    # `fits` is false, too. (np.float64, because NumPy would turn a plain 1e30 into a
+    # float16 if x is one, and so into infinity.)
     fits = np.abs(x) < np.float64(1e30)
     refuse(~fits, "x", x, "it must be finite, and below 1e30 in size")
     if normalize:
