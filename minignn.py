@@ -407,7 +407,7 @@ def MultiHeadLayer(nheads, nhid, dropout_rate, last_layer=False):
         W, a1, a2, b = params
         x_rng, alpha_rng, h_rng = split_or_none(rng, 3)
 
-        # Three dropouts: of x, of alpha and of h. chain could only do the first of them.
+        # Three dropouts: of x, alpha and h. (chain could only do the first of them.)
         x = dropout(x_rng, x, dropout_rate)
         # A Sparse x can be multiplied by a matrix only: W with its heads side by side.
         h = x @ W.reshape(len(W), nheads * nhid)        # [N, F] -> [N, H*D]
