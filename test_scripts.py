@@ -354,7 +354,7 @@ def test_a_run_that_diverges_says_when(in_process, data):
 def test_help_names_every_flag_of_the_readme(in_process, name):
     status, out, _ = in_process(name, "--help")
     readme = (HERE / "README.md").read_text(encoding="utf-8")
-    section = readme.split("## Flags")[1].split("##")[0]
+    section = readme.split("**Flags**")[1].split("##")[0]
     flags = set(re.findall(r"--[a-z-]+", section)) - {"--help"}
     expected = flags - ({"--heads"} if name == "train_gcn.py" else set())
     assert (status, len(flags)) == (0, 14)
