@@ -335,6 +335,7 @@ def eigenvalues():
     for ax, (title, values, color) in zip(axes, panels):
         ax.hist(values, bins=np.linspace(-1.025, 2.025, 62), color=color)
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter("{x:g}")
         ax.set(ylabel="how many")
         ax.set_title(title, loc="left")
         ax.axvline(1, color="black", linewidth=0.8, linestyle=":")
@@ -541,6 +542,7 @@ def attention_heads():
     ax.axvline(1, color="black", linewidth=0.8, linestyle=":")
     ax.set(xlabel="weight times degree: 1 is the plain mean", ylabel="weights",
            xlim=(bins[0], bins[-1]), ylim=(0.1, None))
+    ax.yaxis.set_major_formatter("{x:g}")
     ax.legend(loc="upper right", fontsize=8.5)
     save(figure, "attention.svg")
     print(f"  weights above: {alpha[of_centre, head].round(2)} with weight decay, "
@@ -592,8 +594,8 @@ def depth_run(number, rate, seed):
 
 def depth():
     # Three seeds are few: python docs/experiments.py depth NUMBER has twenty.
-    layers = [1, 2, 3, 4, 6, 8]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6))
+    layers = [1, 2, 4, 8]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.8, 3.6))
     for rate, color, name in (0.5, BLUE, "dropout 0.5"), (0, ORANGE, "no dropout"):
         runs = []
         for number in layers:
@@ -608,10 +610,26 @@ def depth():
         right.plot(layers, same, "-o", color=color, label=f"same class, {name}")
         right.plot(layers, different, "--s", color=color, markerfacecolor="white",
                    label=f"different classes, {name}")
+
+    # The same for the products alone: a network of k layers has k - 1 before its last.
+    h = cora().x @ jnp.eye(cora().x.shape[1])               # [N, F] as an array
+    products = []
+    for number in range(1, 9):
+        products.append(mean_cosines(h, cora().y))
+        print("  {} products alone, cosines {:.2f} and {:.2f}".format(
+            number - 1, *products[-1]))
+        h = cora().adj @ h
+    same, different = np.array(products).T
+    right.plot(range(1, 9), same, "-", color=GREY, label="same class, products alone")
+    right.plot(range(1, 9), different, "--", color=GREY,
+               label="different classes, products alone")
+
     left.set(xlabel="layers", ylabel="test accuracy in %", ylim=(0, 100))
     left.legend(loc="lower left")
     right.set(xlabel="layers", ylabel="mean cosine of two papers", ylim=(0, 1.02))
-    right.legend(loc="lower right", fontsize=8.5)
+    right.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8.5)
+    for ax in (left, right):
+        ax.set_xticks(layers)
     figure.subplots_adjust(wspace=0.3)
     save(figure, "depth.svg")
 
