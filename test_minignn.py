@@ -543,9 +543,10 @@ def test_a_place_may_be_a_number_beyond_the_edges_own_type(kind):
 
 
 @pytest.mark.parametrize("shape, fans", [
-    ((300, 200), ()), ((1433, 8, 8), (1433, 8)), ((64, 8), (8, 1))])
+    ((300, 200), ()), ((3, 200, 80), ()), ((1433, 8, 8), (1433, 8)),
+    ((64, 8), (8, 1))])
 def test_glorot_uniform_is_jaxs_in_bound_and_distribution(shape, fans):
-    matrix = fans or shape
+    matrix = fans or shape[-2:]
     # JAX's own initializer draws as many numbers, as several matrices of these fans.
     matrices = (np.prod(shape) // np.prod(matrix), *matrix)
     jaxs = jax.nn.initializers.glorot_uniform(batch_axis=0)
@@ -940,6 +941,46 @@ def test_a_layer_of_heads_draws_three_masks_each_over_all_that_it_drops():
         expected[one, other] = 0.5 ** num_masks
     error = kept.T @ kept / n - expected
     assert np.all(np.abs(error) < 4 * np.sqrt(expected * (1 - expected) / n))
+
+
+def test_the_scores_of_attention_see_h_before_its_dropout():
+    # 1 -> 0; W = 1, a1 = 0, a2 = 1. Node 0 gathers from itself and from node 1, and its
+    # two scores are h_0 and h_1. Each of six masks keeps one of two features, weights
+    # or h's, and doubles it: the features log(2) / 2 and log(3) / 2 become log 2 and
+    # log 3, or 0.
+    adj = normalize_adjacency(np.array([[1], [0]]), 2)
+    zero, one = jnp.zeros((1, 1)), jnp.ones((1, 1))
+    params = (jnp.ones((1, 1, 1)), zero, one, zero)
+    _, apply_fun = MultiHeadLayer(1, 1, 0.5)
+    x = np.log([[2], [3]]) / 2
+
+    def output_of_node_0(key):
+        return apply_fun(params, x, adj, key)[0, 0]
+
+    masks = np.array(list(np.ndindex(2, 2, 2, 2, 2, 2))).reshape(-1, 3, 2)
+    expected = []
+    for x_mask, alpha_mask, h_mask in 2 * masks:
+        h = x_mask * x[:, 0]
+        alpha = np.exp(h) / np.exp(h).sum()
+        expected.append(np.sum(alpha_mask * alpha * h_mask * h))
+    outs = jax.jit(jax.vmap(output_of_node_0))(jax.random.split(KEY, 2000))
+    close(np.unique(np.round(outs, 4)), np.unique(np.round(expected, 4)), 1e-3)
+
+
+def test_gat_dropout_is_in_all_its_layers_and_nowhere_else():
+    # One node, W and all features 1: each of three masks in each of two layers keeps
+    # with probability 1/2 and doubles. All six do with 1/64, and then it is 64.
+    init_fun, apply_fun = GAT([1, 1], [1], 1, 0.5)
+    _, params = init_fun(KEY, (1, 1))
+    params = [(jnp.ones_like(W), 0 * a1, 0 * a2, b) for W, a1, a2, b in params]
+
+    def output(key):
+        return apply_fun(params, jnp.ones((1, 1)), adjacency("one node"), key)
+
+    n = 10_000
+    out = np.asarray(jax.jit(jax.vmap(output))(jax.random.split(KEY, n)))
+    assert set(np.unique(out).tolist()) == {0, 64}
+    assert abs(np.mean(out == 64) - 1 / 64) < 4 * np.sqrt(1 / 64 * 63 / 64 / n)
 
 
 def test_gat_is_layers_with_elu_between_and_the_last_averaged(tolerance):
