@@ -18,6 +18,9 @@ from minignn import CORA, load_graph, loss_or_accuracy_rule, loss_rule
 
 HERE = pathlib.Path(__file__).resolve().parent
 SCRIPTS = ["train_gcn.py", "train_gat.py"]
+# Compile in half the time what need not run fast, or not.
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "True"}
+THOROUGH = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "False"}
 FOUR_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
 
 
@@ -35,6 +38,13 @@ def small(**changes):
     return arrays | changes
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def data(tmp_path):
     """The flags that name the file of a small graph."""
@@ -45,7 +55,7 @@ def data(tmp_path):
 def start(name, *flags, folder, source=HERE, **environment):
     """Start a script as a user does: in a new process, from another folder."""
     command = [sys.executable, "-W", "error", source / name, *map(str, flags)]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"} | environment
+    environment = os.environ | QUICK | {"JAX_PLATFORMS": "cpu"} | environment
     return subprocess.Popen(
         command, cwd=folder, text=True, encoding="utf-8", env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -62,7 +72,7 @@ def script(name, *flags, **settings):
 def run_of_train_gat(tmp_path_factory):
     """A whole run of train_gat.py. It takes long, so it runs beside the other tests."""
     process = start("train_gat.py", "--seed", 14, "--log-every", 0,
-                    folder=tmp_path_factory.mktemp("gat"))
+                    folder=tmp_path_factory.mktemp("gat"), **THOROUGH)
     yield process
     process.kill()
 
@@ -93,7 +103,7 @@ def error_line(err, name):
 
 
 def test_train_gcn_as_a_user_starts_it(tmp_path, in_process):
-    result = script("train_gcn.py", folder=tmp_path)
+    result = script("train_gcn.py", folder=tmp_path, **THOROUGH)
     lines = result.stdout.splitlines()
     assert (result.returncode, result.stderr) == (0, "")
     assert not list(tmp_path.iterdir())
@@ -109,7 +119,9 @@ def test_train_gcn_as_a_user_starts_it(tmp_path, in_process):
         return re.sub(r"\| [\d.]+ ms", "", out)
 
     # The same seed in another process: the same numbers.
+    jax.config.update("jax_disable_most_optimizations", False)
     again = in_process("train_gcn.py")[1]
+    jax.config.update("jax_disable_most_optimizations", True)
     assert without_times(again) == without_times(result.stdout)
 
 

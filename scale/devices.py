@@ -18,16 +18,18 @@ Every device holds a part of the entries, and a copy of all else. It makes the m
 of its own entries and adds them up by row. Then the devices add their results up (an
 all-reduce), which gives the sum over all entries:
 
-    device 0:  rows 0 and 1         messages 0 + 1      message 2      0
-    device 1:  rows 1 and 2         0                   message 3      message 4
+                    row 0               row 1          row 2
+    device 0        messages 0 + 1      message 2      0
+    device 1        0                   message 3      message 4
 
 A softmax over rows takes its maxima in the same way.
 
 Five entries cannot be divided by two, so one is added (the dot). Its row, 3, is one
 past the end: sums and maxima leave it out. Where JAX *reads* at such an index, it reads
 the last row; and the column of the added entry is the last column. In an adjacency
-these are row and column of the last node's self-loop, an entry like any other: nothing
-is read that could overflow.
+these are row and column of the last node's self-loop, an entry like any other: what is
+read for the added entry is as finite as all else. (Otherwise the exp of its score could
+be infinite, and in the gradient 0 * inf is nan.)
 """
 import dataclasses
 
@@ -72,12 +74,13 @@ def shard_graph(graph, mesh):
     # The axes of jax.make_mesh may be Explicit: each layer would have to say how its
     # results are spread. A Mesh made of the same devices leaves that to JAX.
     mesh = Mesh(mesh.devices, mesh.axis_names)
-    entries = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    # The entries, one dimension, are spread over all axes of the mesh together.
+    spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def place(leaf):
         if hasattr(leaf, "values"):
-            return shard_matrix(leaf, entries)
+            return shard_matrix(leaf, spread)
         return put(np.asarray(leaf), everywhere)
 
     return dataclasses.replace(

@@ -50,16 +50,16 @@ from minignn import (
 #     group 1, row 0:   8  9  8  8  8  8  8  8       each 8 with 1/7 of its weight
 #     group 2, row 1:  10 10 10 10 10 10 10 10       with 1/8
 #
-# (Padding with a weight of 0 would not do: 0 * nan and 0 * inf are nan.)
+# (The places that repeat could have the weight 0 instead, but 0 * inf is nan.)
 #
 # The sum of a group is eight products in one expression, which XLA compiles to one loop
 # that stores no message. Only the sums of the groups are added to their rows:
 #
-#     out_i = sum over the groups g of row i of (sum over the entries e of g of w_e h_e)
+#     out_i = the sum over the groups of row i, and over the eight places of each, of
+#             share * w_e h_e          e: the entry in that place; h_e: h[cols[e]]
 #
-# where h_e stands for h[cols[e]] and w_e for the place's share of the weight. That pays
-# where most places have an entry of their own. Cora's features have 18 entries a row;
-# its adjacency has 5, and is faster in the plain form.
+# On a CPU, that pays where most places have an entry of their own. Cora's features have
+# 18 entries a row; its adjacency has 5, and is faster in the plain form.
 
 GROUP = 8
 
@@ -73,21 +73,23 @@ def group(owner, other):
     """
     num = len(owner)
     # The entries by owner. Sorting owner * E + entry is a stable argsort, only quicker.
-    order = np.sort(owner.astype(np.int64) * num + np.arange(num)) % max(num, 1)
+    order = np.sort(owner.astype(np.int64) * num + np.arange(num)) % num
     count = np.bincount(owner)                          # entries of each owner
     start = np.cumsum(count) - count                    # the first of them, in `order`
     place = np.arange(num) - np.repeat(start, count)    # 0, 1, 2, ... within each owner
     place = place % GROUP                               # 0 to 7, within each group
-    column = np.cumsum(place == 0) - 1                  # the number of the group
+    number = np.cumsum(place == 0) - 1                  # of the group: 0 to G - 1
 
     first = order[place == 0]                           # of each group: [G]
     entries = np.tile(first, (GROUP, 1))
-    entries[place, column] = order
+    entries[place, number] = order
     is_first = entries == first
     share = np.where(is_first, 1 / is_first.sum(axis=0), 1)
-    places = entries, other[entries], owner[first]
-    entries, other, owner = (jnp.asarray(array, jnp.int32) for array in places)
-    return entries, jnp.asarray(share, float), other, owner
+    return (
+        jnp.asarray(entries, jnp.int32),
+        jnp.asarray(share, float),
+        jnp.asarray(other[entries], jnp.int32),
+        jnp.asarray(owner[first], jnp.int32))
 
 
 def stored(h):
@@ -95,7 +97,8 @@ def stored(h):
 
     XLA would fuse what h is computed from into what reads it. Row j of h would then be
     computed anew for each entry that reads it. It does not fuse a scatter, such as this
-    one, which sets row j to row j.
+    one, which sets row j to row j. (On a CPU, a jax.lax.optimization_barrier is gone
+    before anything is fused.)
     """
     rows = jnp.arange(len(h))
     return jnp.zeros_like(h).at[rows].set(h, unique_indices=True)
@@ -122,6 +125,10 @@ def sum_groups(weights, h, groups, num_owners):
 # Reverse mode only: JAX cannot push forward through a custom_vjp (jvp, jax.hessian).
 
 
+# In these, matrix is a Grouped, below, whose places are (rows, cols, groups by row,
+# groups by column).
+
+
 @jax.custom_vjp
 def sum_entries(matrix, weights, h):
     _, _, by_row, _ = matrix.places
@@ -143,7 +150,7 @@ def backward(saved, g):
     units = g.transpose(2, 0, 1), h.transpose(2, 0, 1)  # [., H, D] -> [D, ., H]
     by_weight, _ = jax.lax.scan(add_unit, jnp.zeros_like(weights), units)
     by_h = sum_groups(weights, g, by_col, len(h))
-    return None, by_weight, by_h                        # None: not by the matrix itself
+    return None, by_weight, by_h    # None: of the matrix, only its places were used
 
 
 sum_entries.defvjp(forward, backward)
@@ -178,7 +185,8 @@ class Grouped:
         b = jnp.asarray(b)
         if b.ndim != 2:
             raise ValueError(f"cannot multiply {self.shape} by {b.shape}")
-        return self.aggregate(self.values[:, None], b[:, None, :])[:, 0, :]
+        out = self.aggregate(self.values[:, None], b[:, None, :])   # one head: H = 1
+        return out[:, 0, :]                                         # -> [n, k]
 
     def aggregate(self, weights, h):
         """As Sparse: [E, H], [m, H, D] -> [n, H, D]."""
@@ -187,8 +195,10 @@ class Grouped:
             return plain.aggregate(weights, h)
         if len(h) != self.shape[1]:
             raise ValueError(f"h has {len(h)} rows: it must have {self.shape[1]}")
-        if len(weights) != len(self.rows):              # the values of another matrix
+        # For weights that are too few, JAX would silently repeat the last.
+        if len(weights) != len(self.rows):
             raise ValueError(f"{len(weights)} weights for {len(self.rows)} entries")
+        # Not compiled, it would store each of the eight products.
         return jax.jit(sum_entries)(self, weights, h)
 
 
@@ -212,10 +222,10 @@ def faster(graph):
 
 # 2. Random bits that cost less --------------------------------------------------------
 #
-# JAX makes random number i of a key by a cryptographic hash of (key, i), twenty rounds
-# long: for dropout's masks a large part of an epoch. This hash does with three rounds:
+# JAX makes random number i of a key by a hash of (key, i) that comes from a cipher, and
+# takes a large part of an epoch for dropout's masks. The hash here is shorter:
 #
-#     word = mix(i + c)        so that neighbours have nothing in common
+#     word = mix(i + c)        so that neighbours are unlike; c: a constant
 #     word = mix(word ^ a)     a and b: the two halves of the key
 #     word = mix(word ^ b)
 #
@@ -226,7 +236,8 @@ def faster(graph):
 #
 # The counter is hashed before the key enters. Otherwise, the words of the keys (a, b)
 # and (a ^ d, b) would be the same words in other places: i and i ^ d. The constant c is
-# there because mix(0) is 0: without it, word 0 of the key (0, 0) would be 0.
+# there because mix(0) is 0: without it, word 0 of the key (0, 0) would be 0. (Since mix
+# is one to one, no word comes twice within one key, as one in 2^32 pairs would.)
 
 
 def mix(word):
@@ -244,7 +255,8 @@ def random_bits(key, bit_width, shape):
     first = mix(jax.lax.iota(jnp.uint32, size) + np.uint32(0x9E3779B9))
 
     # A scan instead of two lines, because XLA stores its result. Otherwise it would
-    # hash again wherever a mask is used, forwards and backwards.
+    # hash again wherever a mask is used, forwards and backwards. (A scatter, as in
+    # `stored`, would do, too. This costs no copy.)
     def enter(word, half):
         return mix(word ^ half), None
 
@@ -284,7 +296,7 @@ BLOCK = 10
 @functools.partial(jax.jit, static_argnames=("apply_fun", "penalise_all"))
 def run_block(apply_fun, penalise_all, params, state, train_graph, graph, rng, first,
               step_size, weight_decay):
-    """Ten epochs, number `first` and the next -> (params, state) after the last, and
+    """Ten epochs, first to first + 9 -> (params, state) after the last of them, and
     (params, metrics) after each, stacked: every leaf is [10, ...].
     """
     def run_epoch(carry, epoch):
@@ -316,24 +328,27 @@ def faster_train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-
     history = {
         "train_loss": [], "train_accuracy": [], "val_loss": [], "val_accuracy": []}
     seconds = []
+    kept_params = params
     last_progress = 0
     for epoch in range(1, epochs + 1):
-        place = (epoch - 1) % BLOCK                 # of this epoch in its block
-        if place == 0:
+        number = (epoch - 1) % BLOCK                # of this epoch in its block: 0 to 9
+        if number == 0:
             start = time.perf_counter()
             (params, state), block = run_block(
                 apply_fun, penalise_all, params, state, train_graph, graph, dropout_rng,
                 epoch, step_size, weight_decay)
             block = jax.device_get(block)
             seconds.append((time.perf_counter() - start) / BLOCK)
-        epoch_params, metrics = jax.tree.map(operator.itemgetter(place), block)
+        epoch_params, metrics = jax.tree.map(operator.itemgetter(number), block)
 
         for name, values in history.items():
             values.append(float(metrics[name]))
-        report(epoch, metrics, seconds[1:] or seconds, log_every)   # [0] also compiles
+        # The first block also compiles: it counts as long as there is no other.
+        counted = seconds[1:] if len(seconds) > 1 else seconds
+        report(epoch, metrics, counted, log_every)
 
         progress, keep = rule(history)
-        if keep or epoch == 1:
+        if keep:
             kept_params = epoch_params
         if progress:
             last_progress = epoch
