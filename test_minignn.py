@@ -1961,6 +1961,7 @@ def test_features_become_sparse_when_more_than_half_are_zeros():
     close(dense(graph.x), fewer / fewer.sum(axis=1, keepdims=True), 1e-7)
 
 
+@pytest.mark.filterwarnings("error")
 def test_features_of_any_kind_of_number_become_floats_of_jaxs_precision():
     large = np.full((6, 3), 6e4, np.float16)        # the sum of a row is no float16
     close(make_graph(**small(x=large)).x, np.full((6, 3), 1 / 3), 1e-6)
@@ -2015,6 +2016,8 @@ def test_negative_features_are_refused_only_while_rows_are_divided_by_their_sums
     assert message.startswith(f"x{first} is {z_scored[tuple(first)]}: ")
     assert "normalize=False" in message and "--no-normalize" in message
     close(make_graph(**small(x=z_scored), normalize=False).x, z_scored, 0)
+    with pytest.raises(ValueError, match="is -1e.300: it must be finite"):
+        make_graph(**changed("x", (1, 1), -1e300), normalize=False)
 
 
 BAD_GRAPHS = {
@@ -2119,6 +2122,8 @@ def test_files_that_cannot_be_read_raise_a_valueerror_with_their_name(tmp_path):
         with pytest.raises(ValueError) as error:
             load_graph(path)
         assert str(error.value).startswith(f"{path}: cannot read {what}: ")
+        # One error is shown, and not the one behind it.
+        assert error.value.__suppress_context__
 
 
 # The file as a whole ------------------------------------------------------------------

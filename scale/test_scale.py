@@ -179,6 +179,22 @@ def test_groups_of_the_worked_example():
     assert group_owner.tolist() == [0, 0, 1]
 
 
+def test_the_entries_are_sorted_by_owner_where_that_takes_numbers_beyond_an_int32():
+    # Each of 70,000 owners has one entry. 69,999 * 70,000 is above 2^31.
+    owner = np.random.default_rng(0).permutation(70_000).astype(np.int32)
+    entries, _, other, group_owner = group(owner, np.arange(70_000))
+    assert np.array_equal(group_owner, np.arange(70_000))
+    assert np.array_equal(owner[entries[0]], np.arange(70_000))
+    assert np.array_equal(other, entries)
+
+
+def test_sums_have_the_type_of_what_is_summed():
+    a = grouped(plain_matrix("any order, some places twice"))
+    for kind in jnp.bfloat16, np.float16, np.float32:
+        weights, h = jnp.ones((60, 1), kind), jnp.ones((6, 1, 2), kind)
+        assert jax.eval_shape(a.aggregate, weights, h).dtype == kind
+
+
 @each_matrix
 def test_product_sum_and_gradients_are_those_of_a_loop(name, tolerance):
     plain = plain_matrix(name)
@@ -711,7 +727,8 @@ def test_more_words_than_a_key_has_are_refused(x64):
         draw = functools.partial(random_bits, bit_width=width, shape=(n, m))
         assert jax.eval_shape(draw, key).shape == (n, m)
         with pytest.raises(ValueError, match="a key has 2\\^32"):
-            random_bits(np.zeros(2, np.uint32), width, (n + 1, m))
+            jax.eval_shape(
+                functools.partial(random_bits, bit_width=width, shape=(n + 1, m)), key)
 
 
 @pytest.mark.parametrize("impl", [None, faster_bits], ids=["threefry", "faster_bits"])
