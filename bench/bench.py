@@ -31,6 +31,7 @@ import re
 import statistics
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import warnings
@@ -436,13 +437,13 @@ def megabytes(usage):
 
 
 def machine_use():
-    """Where this process computes, and its peak memory."""
+    """The peak memory of this process."""
     import resource
     use = {"peak MB": megabytes(resource.getrusage(resource.RUSAGE_SELF))}
     jax, torch = sys.modules.get("jax"), sys.modules.get("torch")
     peak = None
     if jax and jax.default_backend() != "cpu":
-        peak = jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+        peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     elif torch and torch.cuda.is_available():
         peak = torch.cuda.max_memory_allocated()
     if peak is not None:
@@ -493,7 +494,7 @@ def work(job):
     def answer(**items):
         print(json.dumps(items | machine_use()), flush=True)
 
-    request = next(requests)
+    request = next(requests, "")
     try:
         make, _ = CONTESTANTS[job.pop("by")]
         contestant = make(**job)
@@ -595,6 +596,11 @@ def ratio_to(row, other):
     return None
 
 
+def milliseconds(seconds):
+    return {"ms": 1000 * statistics.median(seconds) if seconds else None,
+            "lowest": 1000 * min(seconds) if seconds else None}
+
+
 def cora(args):
     rows = []
     for model in args.models:
@@ -611,27 +617,25 @@ def cora(args):
         jobs = {who: job | dict(model=model) for who, job in jobs.items()}
         measured = in_turns(jobs, args, then_train=True)
         for who, row in measured.items():
-            seconds = row["seconds"]
             rows.append({
-                "model": model, "by": who,
-                "ms": 1000 * statistics.median(seconds) if seconds else None,
-                "lowest": 1000 * min(seconds) if seconds else None,
+                "model": model, "by": who, **milliseconds(row["seconds"]),
                 "times plain": ratio_to(row, measured["minignn"]),
                 "times fast": ratio_to(row, measured["minignn --fast"]),
                 "peak MB": row.get("peak MB"), "GPU peak MB": row.get("GPU peak MB"),
                 "epochs": row.get("epochs"), "test accuracy %": row.get("accuracy"),
-                "seconds": seconds, "note": row.get("note")})
+                "seconds": row["seconds"], "note": row.get("note")})
     return "Cora: an epoch", rows, (
         f"ms: the time of an epoch, the median of {args.turns} turns of {TURN} epochs; "
         "the contestants run in turns. Lowest: that of the quickest turn. Times plain, "
         "times fast: how many times as long as minignn, without and with --fast, it "
-        "takes. An epoch is the same for all: one "
-        "step of training, and the loss and the accuracy of all three splits. (PyTorch "
-        "Geometric's examples evaluate accuracies alone.) Epochs, test accuracy: one "
-        "training with the paper's settings and its rule for stopping, seed 0; over "
-        "seeds it scatters by 0.6. Dense, sparse, tuned: x as an array, as in its "
-        "examples; a COO matrix for torch.sparse.mm; x and the adjacency in CSR form, "
-        "the gradient of their product by hand. SciPy: the whole gradient by hand.")
+        "takes. An epoch is the same for all: one step of training, then the loss and "
+        "the accuracy of all three splits. (PyTorch Geometric's examples evaluate "
+        "accuracies alone.) Epochs, test accuracy: one training with the paper's "
+        "settings until its rule stops it, seed 0. (README.md says how far accuracies "
+        "scatter from seed to seed.) Dense: x is an array, as in PyTorch Geometric's "
+        "examples. Sparse: x is a COO matrix for torch.sparse.mm. Tuned: x and the "
+        "adjacency are CSR matrices, and the gradient of x @ W is derived by hand. "
+        "SciPy: the whole gradient is.")
 
 
 def tricks(args):
@@ -647,20 +651,18 @@ def tricks(args):
         for number in range(args.repeats):
             progress(f"table of tricks: {model}, round {number + 1} of {args.repeats}")
             rounds.append(in_turns(jobs, args, then_train=False))
-        measured = {}
-        for who in jobs:
+        for who in jobs:                                # all comes first
             of_who = [answers[who] for answers in rounds]
-            seconds = [second for row in of_who for second in row["seconds"]]
-            measured[who] = {"seconds": seconds}
-            row = {"model": model, "tricks": who,
-                   "ms": 1000 * statistics.median(seconds) if seconds else None,
-                   "lowest": 1000 * min(seconds) if seconds else None,
-                   "times all": ratio_to(measured[who], measured["all"])}
+            seconds = [second for answer in of_who for second in answer["seconds"]]
+            if who == "all":
+                of_all = seconds
+            row = {"model": model, "tricks": who, **milliseconds(seconds),
+                   "times all": ratio_to({"seconds": seconds}, {"seconds": of_all})}
             for key in ("ready s", "compile s"):
-                values = [row[key] for row in of_who if key in row]
+                values = [answer[key] for answer in of_who if key in answer]
                 row[key] = statistics.median(values) if values else None
-            row["note"] = next((row["note"] for row in of_who if "note" in row), None)
-            rows.append(row | measured[who])
+            notes = [answer["note"] for answer in of_who if "note" in answer]
+            rows.append(row | {"seconds": seconds, "note": notes[0] if notes else None})
     return "Cora: what each trick is worth", rows, (
         f"ms: the time of an epoch, the median of {args.repeats} times {args.turns} "
         f"turns of {TURN} epochs. Ready: imports, reading Cora, preparing the tricks. "
@@ -824,17 +826,20 @@ def describe():
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
         line = next(line for line in lines if line.startswith("model name"))
         cpu = line.split(":", 1)[1].strip()
-    ask_jax = ("import jax; "
-               "print(jax.default_backend(), '-', jax.devices()[0].device_kind)")
-    device = subprocess.run(
-        [sys.executable, "-c", ask_jax], stdout=subprocess.PIPE, text=True).stdout
     about = {
         "date": str(datetime.date.today()),
         "CPU": cpu,
         "cores": f"{cores_here()} of {os.cpu_count()}",
-        "JAX device": device.strip(),
         "Python": platform.python_version(),
     }
+    for package, device in (
+            ("jax", "jax.devices()[0].device_kind"),
+            ("torch", "'cuda' if torch.cuda.is_available() else 'cpu'")):
+        if importlib.util.find_spec(package):
+            program = f"import {package}; print({device})"
+            about[f"{package} on"] = subprocess.run(
+                [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True,
+            ).stdout.strip()
     for package in ("jax", "numpy", "torch", "torch_geometric", "scipy"):
         about[package] = "not installed"
         if importlib.util.find_spec(package):
@@ -881,7 +886,12 @@ def divide_machine(cores, memory):
 
 
 def free_memory():
-    """GB that are free, less a tenth; 0 where the system does not say."""
+    """GB that are free, less a tenth; 0 where the system does not say.
+
+    And where there is an NVIDIA GPU, whose driver reserves much that it does not use.
+    """
+    if os.path.exists("/dev/nvidiactl"):
+        return 0
     with contextlib.suppress(OSError):
         text = pathlib.Path("/proc/meminfo").read_text()
         kilobytes = re.search(r"MemAvailable: +(\d+)", text).group(1)
@@ -908,7 +918,8 @@ def read_flags():
     add("--limit", type=float, default=600,
         help="seconds that a worker has to answer [%(default)s]")
     add("--memory", type=float, default=free_memory(), metavar="GB",
-        help="what a process may allocate, 0 for no limit [90 %% of what is free]")
+        help="what a process may allocate, 0 for no limit [%(default)s, 90 %% of what "
+             "is free]")
     add("--write", metavar="FILE", help="put the tables into this page, too")
     add("--json", metavar="FILE", help="write everything that was measured there")
     add("--train-peer", nargs=2, metavar=("MODEL", "FORM"),
@@ -960,7 +971,10 @@ def main():
     for name in args.tables:
         title, rows, legend = TABLES[name](args)
         command = command_for(name, parser, args)
-        section = f"{markdown(rows)}\n\n{legend}\n\n`{command}`: {machine}."
+        legend, made = (
+            textwrap.fill(text, 120, break_on_hyphens=False)
+            for text in (legend, f"`{command}`: {machine}."))
+        section = f"{markdown(rows)}\n\n{legend}\n\n{made}"
         print(f"\n### {title}\n\n{section}", flush=True)
         # After every table, in case the next one is interrupted.
         if args.write:

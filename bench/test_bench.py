@@ -3,7 +3,6 @@ rules, that its turns are turns, and that its tables say what was measured.
 
 A peer that is not installed is left out.
 """
-import json
 import pathlib
 import re
 import sys
@@ -288,4 +287,3 @@ def test_the_command_beside_a_table_makes_it_again(monkeypatch):
     monkeypatch.setattr(sys, "argv", command.split()[1:])
     _, args = bench.read_flags()
     assert (args.tables, args.models, args.turns) == (["2"], ["GAT"], 2)
-    assert json.dumps(bench.describe())
