@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -791,6 +792,8 @@ RUNS = {
     "GCN, to the last epoch": (MODELS["GCN"], dict(epochs=23, step_size=0.05)),
     # It stops before the last epoch, and inside a block.
     "GCN, stopped": (MODELS["GCN"], dict(epochs=100, patience=13)),
+    "GCN, nothing to keep": (MODELS["GCN"], dict(
+        patience=2, rule=lambda history: (False, False))),
     "GAT": (MODELS["GAT"], dict(
         epochs=12, step_size=0.05, penalise_all=True, rule=loss_or_accuracy_rule)),
 }
@@ -819,6 +822,19 @@ def test_its_params_history_and_printed_lines_are_those_of_train(run, x64, capsy
     close(ravel_pytree(fast_params)[0], ravel_pytree(params)[0], 1e-9)
     if run == "GCN, stopped":
         assert len(history["val_loss"]) < 100 and len(history["val_loss"]) % 10
+
+
+def test_the_time_it_prints_is_that_of_an_epoch_without_the_compilation(
+        x64, monkeypatch, capsys):
+    # What the clock says before and after each block: they take 10 s, 20 ms and 40 ms.
+    clock = iter([0, 10, 20, 20.02, 30, 30.04])
+    its_time = types.SimpleNamespace(perf_counter=lambda: next(clock))
+    monkeypatch.setattr(faster_file, "time", its_time)
+    graph = random_graph()
+    faster_train(MODELS["GCN"], graph, jax.random.key(3), epochs=30, patience=30,
+                 log_every=10, train_graph=receptive_field(graph, hops=2))
+    printed = re.findall(r"([\d.]+) ms/epoch", capsys.readouterr().out)
+    assert printed == ["1000.0", "2.0", "3.0"]
 
 
 def test_it_refuses_what_train_refuses():
