@@ -138,7 +138,7 @@ def homophily(seed, percent, num_classes=5, num_nodes=1000, num_edges=2000):
 
     The other edges join nodes of different classes, all pairs of classes alike. The
     features of a node are a random vector of its class plus as much noise that a
-    network without a graph is right in about seven of ten cases. 20 nodes per class
+    network without a graph is right in about two of three cases. 20 nodes per class
     train, 200 validate, and the others test.
     """
     rng = np.random.default_rng(seed)
