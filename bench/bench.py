@@ -771,8 +771,11 @@ def from_command_to_prompt(args):
             "lowest": min(seconds), "seconds": seconds})
     order = "command", "s", "lowest", "peak MB", "last line", "seconds", "note"
     rows = [{key: row.get(key) for key in order} for row in rows]
+    ran = f"Each command ran {args.repeats} times, in turns; s is the median."
+    if args.repeats == 1:
+        ran = "Each command ran once."
     return "From the command to the prompt", rows, (
-        f"Each command runs {args.repeats} times, in turns; s is the median. The "
+        f"{ran} The "
         "peer's commands train the same models with PyTorch Geometric and the papers' "
         "settings, and stop by the same rules.")
 
