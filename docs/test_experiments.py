@@ -1,6 +1,7 @@
 """The parts of experiments.py, against something independent; on small graphs."""
 import dataclasses
 import pathlib
+import re
 import sys
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from docs import experiments  # noqa: E402
+from docs.test_pages import read, run_blocks  # noqa: E402
 from minignn import (  # noqa: E402
     GCN,
     MultiHeadLayer,
@@ -244,7 +246,26 @@ def test_rules():
     assert experiments.code_rule(history([1] * 10 + [5], []))[0]    # only eleven
 
 
-# 3. The page's claim, and the command line --------------------------------------------
+# 3. The page's claims, and the command line -------------------------------------------
+
+
+def test_every_python_block_runs_and_prints_what_the_page_says(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    console = run_blocks(read("docs/experiments.md"))
+    assert console.locals["accuracies"].shape == (20,)
+
+
+def test_every_command_on_the_page_is_one():
+    names = [*experiments.GRAPHS, "homophily"]
+    commands = re.findall(r"`(?:docs/experiments\.py )?([a-z][a-z0-9-]*)"
+                          r"((?: [0-9]+)?(?: --[a-z]+(?: [0-9.]+)?)*)` \|\n",
+                          read("docs/experiments.md"))
+    assert {name for name, _ in commands} >= {
+        "no-graph", "labels", "depth", "homophily", "gatv2"}
+    for name, flags in commands:
+        assert name in names
+        number = re.match(" [0-9]+", flags)
+        assert (number is not None) == (name in experiments.TAKES_NUMBER)
 
 
 def test_many_keys_at_once_give_what_each_gives_alone(graph):
