@@ -1,8 +1,10 @@
 """What the pages show: every Python block runs, and prints what stands under it.
 
 README.md, course.md and solutions.md run from top to bottom, as does exercises.md with
-nothing filled in. howto.md runs answer by answer, each in a session of its own. The
-notebooks are tested in test_notebooks.py; python docs/notebooks.py makes them anew.
+nothing filled in. howto.md runs answer by answer, each in a session of its own.
+course.md takes long, and so does not run twice: where the libraries for it are there,
+it runs as a notebook, in test_notebooks.py. (python docs/notebooks.py makes the
+notebooks anew after a change of course.md or exercises.md.)
 """
 import code
 import contextlib
@@ -62,10 +64,34 @@ def as_a_reader(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT))
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/course.md"])
+def is_installed(*libraries):
+    return all(importlib.util.find_spec(library) for library in libraries)
+
+
+def pages_that_run():
+    if is_installed("jupytext", "nbclient", "ipykernel"):
+        return ["README.md"]
+    return ["README.md", "docs/course.md"]
+
+
+@pytest.mark.parametrize("page", pages_that_run())
 def test_every_python_block_runs_and_prints_what_the_page_says(page, as_a_reader):
     console = run_blocks(read(page))
     assert console.locals["params"]
+
+
+class Paste(Console):
+    """Takes what is pasted, line by line, and does not run it."""
+
+    def runcode(self, code):
+        pass
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))])
+def test_every_python_block_can_be_pasted(page):
+    for source, _ in BLOCK.findall(read(page)):
+        assert run(Paste(), source) == []
 
 
 # howto.md -----------------------------------------------------------------------------
@@ -81,16 +107,11 @@ def answers():
     return found
 
 
-def skip_without(library):
-    if importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} is not installed")
-
-
 @pytest.mark.parametrize("title", answers())
 def test_each_answer_runs_by_itself(title, as_a_reader):
     text = answers()[title]
-    if "import networkx" in text:
-        skip_without("networkx")
+    if "import networkx" in text and not is_installed("networkx"):
+        pytest.skip("networkx is not installed")
     run_blocks(text)
 
 
