@@ -139,11 +139,14 @@ def test_several_runs_on_ones_own_graph(in_process, data):
     assert lines[-1] == f"test accuracy: {mean:.4f} ± {std:.4f} over 3 runs"
 
 
-def test_runs_are_summed_up_as_mean_and_standard_deviation(
-        in_process, data, monkeypatch):
-    accuracies = iter([0.5, 1.0, 0.0])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_runs_have_a_seed_each_and_are_summed_up_as_mean_and_standard_deviation(
+        in_process, data, monkeypatch, name):
+    accuracies, seeds = iter([0.5, 1.0, 0.0]), []
 
-    def fake_train(*_, **__):
+    def fake_train(model, graph, rng, log_every, **_):
+        seeds.append(next(seed for seed in range(10) if jax.random.key(seed) == rng))
+        assert log_every == 0
         return None, {"val_loss": [3, 2, 1]}
 
     def fake_evaluate(*_):
@@ -151,8 +154,9 @@ def test_runs_are_summed_up_as_mean_and_standard_deviation(
 
     monkeypatch.setattr(minignn, "train", fake_train)
     monkeypatch.setattr(minignn, "evaluate", fake_evaluate)
-    status, out, _ = in_process("train_gcn.py", *data, "--runs", 3, "--seed", 4)
-    assert status == 0
+    status, out, _ = in_process(name, *data, "--runs", 3, "--seed", 4)
+    assert (status, seeds) == (0, [4, 5, 6])
+    assert out.startswith("mine.npz: 6 nodes, 4 edges, 3 features, 2 classes; ")
     out = re.sub(r"3 epochs, \d+\.\d s \| test accuracy", "T", out)
     assert out.splitlines()[1:] == [
         "run   1 | seed 4 | T 0.5000 | so far 0.5000 ± 0.0000",
@@ -249,24 +253,33 @@ def test_devices_are_taken_when_asked_for_and_give_the_same_result(tmp_path):
     assert len(outs[2].splitlines()) == len(outs[0].splitlines())
 
 
-def test_nobodys_other_devices_are_taken_unasked(tmp_path):
+def test_devices_are_those_asked_for_and_the_part_that_fast_trains_on_is_spread_too(
+        tmp_path):
+    # For each script and flags: on how many devices are the graphs that train is given?
+    np.savez(tmp_path / "mine.npz", **small())
     program = f"""
 import runpy, sys
-import jax, minignn
+sys.path.insert(0, {str(HERE)!r})
+import jax, minignn, scale.faster
 assert jax.device_count() == 4
-def fake_train(model, graph, rng, **settings):
-    print(len(graph.x.values.sharding.device_set))
+def fake_train(model, graph, rng, train_graph, **settings):
+    parts = [graph] if train_graph is None else [graph, train_graph]
+    print([len(part.adj.values.sharding.device_set) for part in parts])
     sys.exit()
-minignn.train = fake_train
-sys.argv = ["train_gcn.py", *{{flags}}]
-runpy.run_path({str(HERE / "train_gcn.py")!r}, run_name="__main__")
+minignn.train = scale.faster.faster_train = fake_train
+for name in {SCRIPTS}:
+    for flags in [], ["--devices", "2"], ["--devices", "2", "--fast"]:
+        sys.argv = [name, "--data", "mine.npz", *flags]
+        try:
+            runpy.run_path({str(HERE)!r} + "/" + name, run_name="__main__")
+        except SystemExit:
+            pass
 """
-    for flags, devices in ([], "1"), (["--devices", "2"], "2"):
-        command = [sys.executable, "-c", program.format(flags=flags)]
-        environment = os.environ | FOUR_DEVICES | {"JAX_PLATFORMS": "cpu"}
-        result = subprocess.run(command, cwd=HERE, text=True, capture_output=True,
-                                env=environment, timeout=170)
-        assert result.stdout.splitlines()[-1:] == [devices], result.stderr
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, text=True, capture_output=True,
+        env=os.environ | FOUR_DEVICES | {"JAX_PLATFORMS": "cpu"}, timeout=170)
+    lines = [line for line in result.stdout.splitlines() if line.startswith("[")]
+    assert lines == ["[1]", "[2]", "[2, 2]"] * 2, result.stderr
 
 
 def test_more_devices_than_there_are_is_one_clear_line(in_process, data):
@@ -315,16 +328,35 @@ def test_a_bad_flag_ends_in_argparses_way(in_process, flag, value):
                         "|.*nowhere", line)
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_seeds_go_up_to_2_32_minus_1(in_process, monkeypatch, name):
+    def fake_load(*_, **__):
+        raise SeenEnoughError
+
+    monkeypatch.setattr(minignn, "load_graph", fake_load)
+    with pytest.raises(SeenEnoughError):
+        in_process(name, "--seed", 2 ** 32 - 2, "--runs", 2)
+    status, _, err = in_process(name, "--seed", 2 ** 32 - 2, "--runs", 3)
+    assert status == 2
+    line = error_line(err, name)
+    assert line.startswith("seed is 4294967294: seeds 4294967294 to 4294967296 are ")
+
+
 def test_bad_data_ends_in_one_line_that_names_file_array_and_value(
         in_process, tmp_path):
     bad_x = small()["x"].copy()
     bad_x[2, 1] = np.nan
     np.savez(tmp_path / "bad.npz", **small(x=bad_x))
+    np.savez(tmp_path / "two\nlines.npz", **small(x=bad_x))
     np.savez(tmp_path / "negative.npz", **small(x=-small()["x"]))
-    np.savez(tmp_path / "no\ntest.npz", **small(test_mask=np.zeros(6, bool)))
+    np.savez(tmp_path / "no_test.npz", **small(test_mask=np.zeros(6, bool)))
     np.savez(tmp_path / "no_val.npz", **small(val_mask=np.zeros(6, bool)))
     for script_name, name, message in (
             ("train_gcn.py", "no_val.npz", "no_val.npz: val_mask.sum() is 0"),
+            ("train_gcn.py", "no_test.npz", "no_test.npz: test_mask.sum() is 0"),
+            ("train_gat.py", "no_test.npz", "no_test.npz: test_mask.sum() is 0"),
+            ("train_gcn.py", "two\nlines.npz", "two lines.npz: x[2, 1] is nan"),
+            ("train_gat.py", "two\nlines.npz", "two lines.npz: x[2, 1] is nan"),
             ("train_gcn.py", "bad.npz", "bad.npz: x[2, 1] is nan: it must be finite"),
             ("train_gat.py", "negative.npz", "x[0, 1] is -1.0: "),
             ("train_gat.py", "", "Is a directory")):
