@@ -282,11 +282,12 @@ for name in {SCRIPTS}:
     assert lines == ["[1]", "[2]", "[2, 2]"] * 2, result.stderr
 
 
-def test_more_devices_than_there_are_is_one_clear_line(in_process, data):
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_more_devices_than_there_are_is_one_clear_line(in_process, data, name):
     count = jax.device_count()
-    status, _, err = in_process("train_gcn.py", *data, "--devices", count + 1)
+    status, _, err = in_process(name, *data, "--devices", count + 1)
     assert status == 2
-    line = error_line(err, "train_gcn.py")
+    line = error_line(err, name)
     assert line == f"devices is {count + 1}: JAX sees {count} here"
 
 
@@ -351,19 +352,18 @@ def test_bad_data_ends_in_one_line_that_names_file_array_and_value(
     np.savez(tmp_path / "negative.npz", **small(x=-small()["x"]))
     np.savez(tmp_path / "no_test.npz", **small(test_mask=np.zeros(6, bool)))
     np.savez(tmp_path / "no_val.npz", **small(val_mask=np.zeros(6, bool)))
-    for script_name, name, message in (
-            ("train_gcn.py", "no_val.npz", "no_val.npz: val_mask.sum() is 0"),
-            ("train_gcn.py", "no_test.npz", "no_test.npz: test_mask.sum() is 0"),
-            ("train_gat.py", "no_test.npz", "no_test.npz: test_mask.sum() is 0"),
-            ("train_gcn.py", "two\nlines.npz", "two lines.npz: x[2, 1] is nan"),
-            ("train_gat.py", "two\nlines.npz", "two lines.npz: x[2, 1] is nan"),
-            ("train_gcn.py", "bad.npz", "bad.npz: x[2, 1] is nan: it must be finite"),
-            ("train_gat.py", "negative.npz", "x[0, 1] is -1.0: "),
-            ("train_gat.py", "", "Is a directory")):
-        status, _, err = in_process(script_name, "--data", tmp_path / name)
-        assert status == 2
-        line = error_line(err, script_name)
-        assert message in line and str(tmp_path) in line
+    for name, message in (
+            ("no_val.npz", "no_val.npz: val_mask.sum() is 0"),
+            ("no_test.npz", "no_test.npz: test_mask.sum() is 0"),
+            ("bad.npz", "bad.npz: x[2, 1] is nan: it must be finite"),
+            ("two\nlines.npz", "two lines.npz: x[2, 1] is nan"),
+            ("negative.npz", "x[0, 1] is -1.0: "),
+            ("", "Is a directory")):
+        for script_name in SCRIPTS:
+            status, _, err = in_process(script_name, "--data", tmp_path / name)
+            assert status == 2
+            line = error_line(err, script_name)
+            assert message in line and str(tmp_path) in line
     assert "--no-normalize" in in_process(
         "train_gcn.py", "--data", tmp_path / "negative.npz")[2]
     status, _, _ = in_process(
