@@ -32,7 +32,8 @@ To copy a part, take these, and the checks that they call from the end of sectio
     Adam                        section 5
     the loss                    section 4
     the GAT layer               section 3 without the function GAT, and from sections 1
-                                and 2 Sparse, glorot_uniform, dropout, split_or_none
+                                and 2 Sparse, glorot_uniform, dropout, split_or_none;
+                                for its adj, normalize_adjacency and to_sparse
     the GCN and its training    sections 1, 2, 4, 5 and 6
 """
 import dataclasses
@@ -47,7 +48,7 @@ import numpy as np
 # 1. Sparse matrices -------------------------------------------------------------------
 #
 # The edges of a graph are the entries of a matrix, the adjacency: row i has an entry in
-# column j where node j is a neighbour of node i. All else is zero (99.8 % of the matrix
+# column j where node j is a neighbour of node i. All else is zero (99.9 % of the matrix
 # for Cora, the 2708 articles that GCN and GAT are tested on), and is not stored:
 #
 #     [[0, 2, 0],    is stored as    rows   = [0, 1, 1]
@@ -61,8 +62,8 @@ import numpy as np
 #
 # A pytree is JAX's word for a nest of lists, tuples and dicts with arrays inside. The
 # functions that JAX compiles and differentiates take pytrees as they take arrays;
-# register_dataclass lets them take a Sparse, too. Its shape is static: two numbers of
-# Python, since JAX compiles a function anew for each size of its arrays (section 6).
+# register_dataclass lets them take a Sparse, too. Its shape is static: no array, but
+# two Python numbers, which are known while JAX compiles a function (section 6).
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sparse:
@@ -132,12 +133,13 @@ def normalize_adjacency(edge_index, num_nodes):
 
         Â_ij = 1 / sqrt(d_i d_j)          d_i: the number of entries in row i
 
-    So the sum over many neighbours is not many times as large as that over few, and
-    what a node with many neighbours says to each of them has less weight. (A mean over
-    the neighbours, 1 / d_i, would do only the first. Where all nodes have the same
-    degree, both are the same.) The paper writes the same as
-    D̃^-1/2 Ã D̃^-1/2, with Ã the adjacency with self-loops and D̃ the diagonal matrix
-    of the d_i.
+    d_i is called the degree. It stands for the node that gathers: without it, a sum
+    over many neighbours would be many times as large as one over few. And d_j stands
+    for the neighbour: one that many nodes gather from has less weight in each. The
+    square roots keep their product at the size of one degree: where all nodes have the
+    degree d, each weight is 1 / d, and the sum a mean. (A mean everywhere, 1 / d_i,
+    would leave the neighbour's degree out.) The paper writes it as D̃^-1/2 Ã D̃^-1/2,
+    with Ã the adjacency with self-loops and D̃ the diagonal matrix of the d_i.
 
     edge_index: integers [2, number of edges]; edge_index[0] are the sources and
     edge_index[1] the targets. A node gathers from the nodes that point at it, so an
@@ -146,7 +148,7 @@ def normalize_adjacency(edge_index, num_nodes):
     and so does a self-loop that is there already.
     Raises ValueError for an edge to a node that does not exist.
     """
-    # In NumPy, as all that is done once, before training.
+    # This runs once, before training; so it is in NumPy.
     edge_index = np.asarray(edge_index)
     check_edges(edge_index, num_nodes)
 
@@ -183,8 +185,8 @@ def glorot_uniform(rng, shape, fan_in=None, fan_out=None):
 
     The more numbers a layer sums up, the smaller each weight, so that neither outputs
     nor gradients grow from layer to layer. The variance of these numbers, r^2 / 3, lies
-    between 1 / fan_in, which keeps the size of the outputs, and 1 / fan_out, which
-    keeps that of the gradients (Glorot & Bengio 2010, equation 16).
+    between 1 / fan_in, which preserves the size of the outputs, and 1 / fan_out, which
+    preserves that of the gradients (Glorot & Bengio 2010, equation 16).
 
     rng: a key. JAX has no hidden random state: random numbers are a function of a key,
         and the same key gives the same numbers. jax.random.key(seed) makes one.
@@ -354,11 +356,11 @@ def segment_softmax(scores, rows, num_rows):
 def attention(a1, a2, h, adj):
     """The weight that each node gives to each neighbour: the GAT paper, equation 3.
 
-    Each pair of a node i and its neighbour j gets a score (equation 1). Let h_i be node
-    i's features times a matrix W of the layer (MultiHeadLayer, below; the paper's
-    W h_i). The paper puts h_i and h_j one after the other, [h_i || h_j], and takes the
-    product with a vector a. If a1 is the first half of a and a2 the second, that is a
-    sum:
+    Each pair of a node i and its neighbour j gets a score (equation 1). Here, h_i are
+    node i's features after the layer has multiplied them by its matrix W; the paper
+    writes W h_i for that. It puts h_i and h_j one after the other, [h_i || h_j], and
+    takes the product with a vector a. If a1 is the first half of a and a2 the second,
+    that is a sum:
 
         score_ij = LeakyReLU(a . [h_i || h_j]) = LeakyReLU(a1 . h_i + a2 . h_j)
 
@@ -385,7 +387,8 @@ def MultiHeadLayer(nheads, nhid, dropout_rate, last_layer=False):
 
     params: (W, a1, a2, b). W: [F, H, D]. a1, a2, b: [H, D].
     x: [N, F], an array or a Sparse. adj: [N, N], see attention.
-    The output is [N, H*D], the heads side by side; in the last layer their mean [N, D].
+    The output is [N, H*D], the heads side by side; in the last layer, which has one
+    unit for each class, their mean [N, D].
     Raises ValueError for a size below 1, or a dropout_rate that is not in [0, 1).
     """
     check_whole(1, nheads=nheads, nhid=nhid)
@@ -485,13 +488,15 @@ def cross_entropy(logits, labels):
         raise ValueError(f"labels.shape is {labels.shape}: it must be {(num_nodes,)}")
 
     # Left alone, JAX would read -1 as the last class, and a number past the end, too.
+    # (It cannot be an error: compiled functions know an array's shape, but no values.)
     is_class = (labels >= 0) & (labels < num_classes)
     labels = jnp.where(is_class, labels, 0)
 
     log_probability = log_softmax(logits)                                   # [n, C]
     of_label = log_probability[jnp.arange(num_nodes), labels]               # [n]
-    # A factor nan makes the gradient nan, too, so that nobody trains on it unnoticed.
-    # (With jnp.where(is_class, of_label, nan), it would be that of the other nodes.)
+    # A factor of nan makes the gradient nan, too: nobody trains on it unnoticed.
+    # (With jnp.where(is_class, of_label, nan), the loss would be nan, but its gradient
+    # would be that of the other nodes' loss.)
     one_or_nan = jnp.where(is_class, 1, jnp.nan)
     return -(of_label * one_or_nan).mean()
 
@@ -528,13 +533,16 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
     b1, b2: the part of a running mean that is kept at each step. eps: against division
     by zero. state: (the number of steps, the running means of the gradients and of
     their squares).
+
+    A parameter moves against the mean of its gradient, divided by the root of the mean
+    square: so all of them move by about step_size, whatever the gradient's size.
     """
 
     def init(params):
         # tree.map(f, tree) puts f(leaf) in place of each leaf of a pytree, that is, of
         # each array in it. With two trees, f gets a leaf of each.
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return 0, zeros, zeros      # JAX takes the 0 for an array, too, of shape []
+        return 0, zeros, zeros
 
     def update(grads, state, params):
         t, means, squares = state
@@ -637,7 +645,7 @@ def train_step(apply_fun, penalise_all, params, state, graph, rng, epoch, step_s
     # grad(f) is the function that computes f's gradient with respect to its first
     # argument: here a pytree like params.
     grads = jax.grad(loss)(params)
-    # Making adam anew at each step costs nothing: it remembers nothing between calls.
+    # adam can be made anew at each step: it remembers nothing between calls.
     _, update = adam(step_size)
     return update(grads, state, params)
 
@@ -648,10 +656,12 @@ def train_step(apply_fun, penalise_all, params, state, graph, rng, epoch, step_s
 # record. A number, like epoch, counts as an array of shape [].
 #
 # A function, or a value on which a Python `if` depends, has to be static: a part of the
-# record, which is made anew for another value. (`if rng is None` asks for no value.)
+# record, which is made anew for another value. (`if rng is None` needs no value: that
+# rng is a key, and not None, is known while recording.)
 # Each call of GCN(16, 7) makes another apply_fun: call it once, and keep the pair.
 #
-# Usually, @jax.jit stands above a function. Here you were to read the function first.
+# Usually, @jax.jit stands above a function. Here it comes after, for you to read the
+# function first.
 train_step = jax.jit(train_step, static_argnames=("apply_fun", "penalise_all"))
 
 
@@ -686,8 +696,8 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
     rule, patience: when to stop, see above.
     log_every: the number of epochs from one printed line to the next, 0 for silence.
     train_graph: the graph that the steps see, if it is not the whole one. There are two
-        reasons for it: the test nodes are to be unknown while training (the inductive
-        setting), or a step is to be faster, on that part of the graph which the loss
+        reasons for it: to keep the test nodes unseen in training (the inductive
+        setting), or to make a step faster, on that part of the graph which the loss
         depends on (see receptive_field below).
     history: a dict of arrays [epochs run], train_loss, train_accuracy, val_loss and
         val_accuracy after each epoch, as evaluate computes them.
@@ -699,7 +709,7 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
         train_graph = graph
     check_whole(1, epochs=epochs, patience=patience)
     check_whole(0, log_every=log_every)
-    check_size(step_size=step_size, weight_decay=weight_decay)
+    check_not_negative(step_size=step_size, weight_decay=weight_decay)
     check_splits(train_graph, graph)
 
     init_fun, apply_fun = model
@@ -707,7 +717,7 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
     _, params = init_fun(init_rng, graph.x.shape)
     init_adam, _ = adam(step_size)
     state = init_adam(params)
-    # PyTorch's .to(device); any array of the graph would do in place of y. See below.
+    # Where the labels are, there the graph is. (PyTorch: .to(device).)
     params, state = put_where(graph.y, (params, state))
 
     history = {
@@ -720,9 +730,11 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
         params, state = train_step(apply_fun, penalise_all, params, state, train_graph,
                                    dropout_rng, epoch, step_size, weight_decay)
         metrics = evaluate(apply_fun, params, graph)
-        # JAX does not wait for results; float does, and makes a Python number. Nothing
-        # in the training may look at those of the test nodes.
-        metrics = {name: float(metrics[name]) for name in history}
+        # float makes a Python number, and waits until it is there: JAX computes in the
+        # background.
+        metrics = {name: float(value) for name, value in metrics.items()}
+        # history has no place for the numbers of the test nodes: nothing in the
+        # training may look at them.
         for name, values in history.items():
             values.append(metrics[name])
         seconds.append(time.perf_counter() - start)
@@ -743,7 +755,7 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
 
 
 def report(epoch, metrics, seconds, log_every):
-    """Print every log_every-th epoch's metrics, and what an epoch takes (the median).
+    """Print every log_every-th epoch's metrics, and the median time of an epoch.
 
     seconds: a list, how long each epoch so far has taken.
     Raises FloatingPointError if a loss is infinite or nan.
@@ -762,12 +774,15 @@ def put_where(array, tree):
     """Move a pytree of arrays to the device where `array` is -> the same pytree.
 
     JAX makes new arrays, like those of init_fun, on the first device that it finds. If
-    the graph is on another one, or on several, the first step would move params there,
-    and the second step be compiled anew for the new place.
+    the graph is on another one, the first step would move params there, and the second
+    step be compiled anew for the new place.
+
+    array: on one device; or on several, with a copy of all of it on each, as labels are
+        after scale/devices.py. Then the pytree, too, is copied to each of them.
     """
-    place = jnp.asarray(array).sharding         # which devices hold the array
-    # On several machines at once, a process cannot move to all devices. There, the
-    # first step does.
+    place = jnp.asarray(array).sharding         # JAX's word for where an array is
+    # Some of the devices may be in other machines, out of reach from here. In that case
+    # the first step does the copying.
     if not place.is_fully_addressable:
         return tree
     return jax.device_put(tree, place)
@@ -819,7 +834,8 @@ def receptive_field(graph, hops):
         needed[cols[entry_is_used]] = True
 
     # New numbers: first the nodes that layer 1 only reads, then those that it computes.
-    # (Any order does here; scale/devices.py needs this one.)
+    # (Any order would do here. scale/devices.py needs the last node to be a computed
+    # one, which has all its entries, its self-loop among them.)
     only_read = needed & ~computed
     nodes = np.concatenate([np.flatnonzero(only_read), np.flatnonzero(computed)])
     new_number = np.full(len(needed), -1)
@@ -852,7 +868,7 @@ CORA = HERE / "data" / "cora.npz"
 
 
 def row_normalize(x):
-    """Divide each row by its sum: [N, F] -> [N, F]. A row whose sum is 0 stays."""
+    """Divide each row by its sum, unless that is 0: [N, F] -> [N, F]."""
     total = x.sum(axis=1, keepdims=True)                # [N, F] -> [N, 1]
     return x / np.where(total == 0, 1, total)
 
@@ -878,8 +894,8 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
         billion names.)
     normalize: divide each row of x by its sum, as the GCN paper does (section 5.2).
 
-    Raises ValueError that names the array, and the place in it and the value if there
-    is one.
+    Raises ValueError that names the array and what is wrong with it; if that is one of
+    its elements, where it stands and its value.
     """
     x, edge_index, y = np.asarray(x), np.asarray(edge_index), np.asarray(y)
     masks = {
@@ -971,8 +987,8 @@ def check_features(x, normalize):
     if x.shape[1] == 0:
         raise ValueError(f"x.shape is {x.shape}: a node needs at least one feature")
     # float32 ends at 3e38, and features are still to be summed and multiplied. For nan,
-    # `fits` is false, too. (np.float64, because NumPy would turn a plain 1e30 into a
-    # float16 if x is one, and so into infinity.)
+    # `fits` is false, too. (np.float64, because NumPy would make a plain 1e30 a float16
+    # if x is one, and warn that it is too large for that.)
     fits = np.abs(x) < np.float64(1e30)
     refuse(~fits, "x", x, "it must be finite, and below 1e30 in size")
     if normalize:
@@ -1012,7 +1028,7 @@ def check_labels(y, masks, class_names):
 
 def check_splits(train_graph, graph):
     if len(train_graph.train) == 0:
-        raise ValueError("train is empty: there is no node to compute a loss of")
+        raise ValueError("train is empty: there is no node to train on")
     if len(graph.val) == 0:
         raise ValueError("val is empty: there is no node to decide when to stop")
 
@@ -1031,7 +1047,7 @@ def check_whole(least, **numbers):
                              f"{least} and below 2^31")
 
 
-def check_size(**numbers):
+def check_not_negative(**numbers):
     for name, number in numbers.items():
         if not 0 <= number < 1e30:          # float32 ends at 3e38, see check_features
             raise ValueError(f"{name} is {number}: it must be at least 0, below 1e30")

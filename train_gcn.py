@@ -15,7 +15,7 @@ from minignn import (
     GCN,
     GCN_RECIPE,
     check_dropout_rate,
-    check_size,
+    check_not_negative,
     check_whole,
     evaluate,
     load_graph,
@@ -69,7 +69,7 @@ try:
                 runs=args.runs, devices=args.devices)
     check_whole(0, log_every=args.log_every)
     check_dropout_rate(args.dropout)
-    check_size(lr=args.lr, weight_decay=args.weight_decay)
+    check_not_negative(lr=args.lr, weight_decay=args.weight_decay)
 except ValueError as error:
     parser.error(str(error))
 last_seed = args.seed + args.runs - 1

@@ -1,4 +1,4 @@
-"""The same results as the plain form in minignn.py, sooner.
+"""The training of minignn.py, sooner.
 
     from scale.faster import faster, faster_bits, faster_train
 
@@ -24,7 +24,7 @@ from jax.extend.random import define_prng_impl, threefry_prng_impl
 from minignn import (
     Sparse,
     adam,
-    check_size,
+    check_not_negative,
     check_splits,
     check_whole,
     evaluate,
@@ -62,6 +62,7 @@ from minignn import (
 # 18 entries a row; its adjacency has 5, and is faster in the plain form.
 
 GROUP = 8
+LEAST = 6       # entries a row, on average, from which on there are groups
 
 
 def group(owner, other):
@@ -202,7 +203,7 @@ class Grouped:
         return jax.jit(sum_entries)(self, weights, h)
 
 
-def grouped(sparse, least=GROUP):
+def grouped(sparse, least=LEAST):
     """A Sparse, or a Grouped, as a Grouped.
 
     It has groups if there are, on average, `least` entries to a row and to a column.
@@ -316,7 +317,7 @@ def faster_train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-
         train_graph = graph
     check_whole(1, epochs=epochs, patience=patience)
     check_whole(0, log_every=log_every)
-    check_size(step_size=step_size, weight_decay=weight_decay)
+    check_not_negative(step_size=step_size, weight_decay=weight_decay)
     check_splits(train_graph, graph)
 
     init_fun, apply_fun = model
