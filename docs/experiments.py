@@ -24,6 +24,9 @@
                         progress
     gat-head-masks      the GAT, where each head has a dropout mask of the input for
                         itself, as in its authors' code
+    gat-no-attention    the GAT, where a node gives all its neighbours the same weight
+    gcn-as-gat          a GCN with all else as in the GAT: 64 hidden units, biases, ELU,
+                        dropout 0.6, the GAT's recipe
     gatv2               the GATv2: the GAT with the score of Brody, Alon & Yahav 2022
     fair METHOD         a row of the fair table: label-propagation, no-graph, sgc, gcn,
                         gat or gatv2, each with four settings to choose from; without
@@ -179,6 +182,8 @@ GRAPHS = {
     "depth": default,
     "gat-no-ties": default,
     "gat-head-masks": default,
+    "gat-no-attention": default,
+    "gcn-as-gat": default,
     "gatv2": default,
 }
 
@@ -215,6 +220,20 @@ def head_masks(nheads, nhid, dropout_rate):
             of_head = [p[..., k:k + 1, :] for p in params]  # the params of head k
             outs.append(one_head(of_head, x, adj, head_rng))                # [N, D]
         return jnp.hstack(outs)                                             # [N, H*D]
+
+    return init_fun, apply_fun
+
+
+def equal_weights(nheads, nhid, dropout_rate, last_layer=False):
+    """A MultiHeadLayer whose scores are all 0, so that each weight is 1 / d_i.
+
+    Its a1 and a2 are there, and do nothing.
+    """
+    init_fun, with_attention = MultiHeadLayer(nheads, nhid, dropout_rate, last_layer)
+
+    def apply_fun(params, x, adj, rng=None):
+        W, a1, a2, b = params
+        return with_attention((W, 0 * a1, 0 * a2, b), x, adj, rng)
 
     return init_fun, apply_fun
 
@@ -326,6 +345,13 @@ def make_model(name, number, dropout_rate, nclass):
         first = head_masks(8, 8, 0.6)
         last = MultiHeadLayer(1, nclass, 0.6, last_layer=True)
         return chain([first, last], jax.nn.elu)
+    if name == "gat-no-attention":
+        first = equal_weights(8, 8, 0.6)
+        last = equal_weights(1, nclass, 0.6, last_layer=True)
+        return chain([first, last], jax.nn.elu)
+    if name == "gcn-as-gat":
+        layers = [GraphConvolution(64, bias=True), GraphConvolution(nclass, bias=True)]
+        return chain(layers, jax.nn.elu, 0.6)
     if name == "gatv2":
         return GATv2(8, 8, nclass)
     return GCN(16, nclass, dropout_rate)
@@ -339,6 +365,8 @@ RECIPES = {
     "homophily": GCN_RECIPE | dict(patience=200),
     "gat-no-ties": GAT_RECIPE | dict(rule=no_ties),
     "gat-head-masks": GAT_RECIPE,
+    "gat-no-attention": GAT_RECIPE,
+    "gcn-as-gat": GAT_RECIPE,
     "gatv2": GAT_RECIPE,
 }
 
@@ -464,6 +492,8 @@ def other_split(graph, seed):
     train = choose(rng, nodes, y[nodes], 20)
     rest = rng.permutation(np.setdiff1d(nodes, train))
     return dict(train=train, val=rest[:500], test=rest[500:1500])
+
+
 def choose_setting(cora, method):
     """The setting with the best mean validation accuracy on the public split."""
     split = public_split(cora)

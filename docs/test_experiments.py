@@ -126,6 +126,44 @@ def test_head_masks_without_dropout_is_a_multi_head_layer(graph):
                                multi_head(params, graph.x, graph.adj), atol=1e-6)
 
 
+@pytest.mark.parametrize("last_layer", [False, True])
+def test_equal_weights_are_a_mean_over_the_neighbours(graph, last_layer):
+    init_fun, apply_fun = experiments.equal_weights(2, 3, 0.6, last_layer)
+    shape, (W, a1, a2, b) = init_fun(jax.random.key(0), graph.x.shape)
+    b = jax.random.normal(jax.random.key(1), b.shape)
+    is_neighbour = dense(graph.adj) > 0
+    h = np.einsum("nf,fhd->nhd", graph.x, W)                # [N, H, D]
+    expected = np.array([h[row].mean(0) for row in is_neighbour]) + b
+    expected = expected.mean(1) if last_layer else expected.reshape(12, 6)
+    out = apply_fun((W, a1, a2, b), graph.x, graph.adj)
+    assert shape == out.shape
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_no_attention_and_gcn_as_gat_have_the_gats_sizes_and_dropout(graph):
+    def outputs_of(model):
+        init_fun, apply_fun = model
+        _, params = init_fun(jax.random.key(0), graph.x.shape)
+        params = jax.tree.map(jnp.ones_like, params)
+        dropped = apply_fun(params, graph.x, graph.adj, jax.random.key(0))
+        return params, apply_fun(params, graph.x, graph.adj), dropped
+
+    params, logits, dropped = outputs_of(
+        experiments.make_model("gat-no-attention", None, 0.5, 3))
+    assert [W.shape for W, *_ in params] == [(5, 8, 8), (64, 1, 3)]
+    assert not np.allclose(logits, dropped)
+
+    (layer, last), logits, dropped = outputs_of(
+        experiments.make_model("gcn-as-gat", None, 0.5, 3))
+    assert [p.shape for p in layer] == [(5, 64), (64,)]
+    assert [p.shape for p in last] == [(64, 3), (3,)]
+    adj, x = dense(graph.adj), np.asarray(graph.x)
+    h = np.full((12, 64), (adj @ x).sum(1, keepdims=True) + 1)      # ELU leaves it
+    np.testing.assert_allclose(logits, np.full((12, 3), (adj @ h).sum(1)[:, None] + 1),
+                               rtol=1e-5)
+    assert not np.allclose(logits, dropped)
+
+
 def test_last_hidden_is_what_the_last_layer_is_given(graph):
     init_fun, _ = experiments.make_model("depth", 3, 0.5, 3)
     _, params = init_fun(jax.random.key(0), graph.x.shape)
