@@ -31,6 +31,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -729,11 +730,19 @@ def random_graphs(args):
         "the graph.")
 
 
-def run_command(command, limit):
-    """Run a command in a fresh process: wall time, peak memory, its last line."""
+def run_command(command, limit, cache=None):
+    """Run a command in a fresh process: wall time, peak memory, its last line.
+
+    cache: a folder where JAX keeps what it has compiled, and finds it again.
+    """
+    environment = dict(os.environ)
+    if cache:
+        environment["JAX_COMPILATION_CACHE_DIR"] = cache
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"     # keep all
     begin = time.perf_counter()
     with subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
+            command, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+            env=environment) as process:
         timer = threading.Timer(limit, process.kill)
         timer.start()
         lines = process.stdout.read().splitlines() or [""]
@@ -752,22 +761,29 @@ def from_command_to_prompt(args):
     commands = []
     for model in args.models:
         script = f"train_{model.lower()}.py"
-        commands += [[script], [script, "--fast"]]
+        for command in ([script], [script, "--fast"]):
+            commands += [(command, False), (command, True)]
         if importlib.util.find_spec("torch_geometric"):
             for form in ("dense", "tuned"):
-                commands.append(["bench/bench.py", "--train-peer", model, form])
-    answers = {" ".join(command): [] for command in commands}
-    for number, command in itertools.product(range(args.repeats), commands):
-        name = " ".join(command)
-        progress(f"table 3: {name}, {number + 1} of {args.repeats}")
-        script, *flags = command
-        answer = run_command([sys.executable, ROOT / script, *flags], args.limit)
-        answers[name].append(answer)
+                peer = ["bench/bench.py", "--train-peer", model, form]
+                commands.append((peer, False))
+    answers = {}
+    with tempfile.TemporaryDirectory() as cache:
+        rounds = range(args.repeats)
+        for number, (command, again) in itertools.product(rounds, commands):
+            script, *flags = command
+            name = f"`{' '.join(command)}`" + ", started again" * again
+            progress(f"table 3: {name}, {number + 1} of {args.repeats}")
+            command = [sys.executable, ROOT / script, *flags]
+            if again and number == 0:                   # this one fills the cache
+                run_command(command, args.limit, cache)
+            answer = run_command(command, args.limit, cache if again else None)
+            answers.setdefault(name, []).append(answer)
     rows = []
     for name, of_name in answers.items():
         seconds = [answer["s"] for answer in of_name]
         rows.append(of_name[-1] | {
-            "command": f"`{name}`", "s": statistics.median(seconds),
+            "command": name, "s": statistics.median(seconds),
             "lowest": min(seconds), "seconds": seconds})
     order = "command", "s", "lowest", "peak MB", "last line", "seconds", "note"
     rows = [{key: row.get(key) for key in order} for row in rows]
@@ -775,9 +791,10 @@ def from_command_to_prompt(args):
     if args.repeats == 1:
         ran = "Each command ran once."
     return "From the command to the prompt", rows, (
-        f"{ran} The "
-        "peer's commands train the same models with PyTorch Geometric and the papers' "
-        "settings, and stop by the same rules.")
+        f"{ran} Started again: with JAX_COMPILATION_CACHE_DIR set to a folder in which "
+        "the same command has left what it compiled. The peer's commands train the "
+        "same models with PyTorch Geometric and the papers' settings, and stop by the "
+        "same rules.")
 
 
 def train_peer(model, form):
