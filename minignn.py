@@ -9,7 +9,7 @@ other nodes, from the features and from the edges. This file builds two and trai
          Networks, ICLR 2017
     GAT: Veličković et al., Graph Attention Networks, ICLR 2018
 
-    1. Sparse matrices    a product, a sum over neighbours
+    1. Sparse matrices    their product, which is a sum over neighbours
     2. GCN                every neighbour has a fixed weight
     3. GAT                every neighbour has a weight that depends on its features
     4. Loss
@@ -24,17 +24,10 @@ changes it. In a shape, a letter always means the same:
     H attention heads    D hidden units of one head    n, m, k any number
 
 JAX is NumPy whose functions can be differentiated and compiled; jnp is its numpy. Its
-arrays never change: every operation makes a new one. Whatever else this file uses of
-JAX is explained where it comes first.
+arrays never change: every operation makes a new one. Whatever else of JAX does not
+explain itself is explained where it comes first.
 
-To copy a part, take these, and the checks that they call from the end of section 7:
-
-    Adam                        section 5
-    the loss                    section 4
-    the GAT layer               section 3 without the function GAT, and from sections 1
-                                and 2 Sparse, glorot_uniform, dropout, split_or_none;
-                                for its adj, normalize_adjacency and to_sparse
-    the GCN and its training    sections 1, 2, 4, 5 and 6
+Whoever wants to copy a part: the last lines of the file say what belongs to it.
 """
 import dataclasses
 import math
@@ -63,7 +56,8 @@ import numpy as np
 # A pytree is JAX's word for a nest of lists, tuples and dicts with arrays inside. The
 # functions that JAX compiles and differentiates take pytrees as they take arrays;
 # register_dataclass lets them take a Sparse, too. Its shape is static: no array, but
-# two Python numbers, which are known while JAX compiles a function (section 6).
+# two Python numbers. They say how many rows a result has, and JAX must know that when
+# it compiles a function, before there are any values (section 6).
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sparse:
@@ -100,7 +94,8 @@ class Sparse:
 
         There, the weights depend on the input, and each of H heads has weights of its
         own. Row i of the result is, in each head, the sum of weights[e] * h[cols[e]]
-        over all entries e in row i.
+        over all entries e in row i. (It is a method, so that a class of your own can
+        compute it in its own way.)
 
         weights: [E, H], a number per entry and head. h: [m, H, D] -> [n, H, D].
         Raises ValueError if there are not E weights, or h does not have m rows.
@@ -133,13 +128,13 @@ def normalize_adjacency(edge_index, num_nodes):
 
         Â_ij = 1 / sqrt(d_i d_j)          d_i: the number of entries in row i
 
-    d_i is called the degree. It stands for the node that gathers: without it, a sum
-    over many neighbours would be many times as large as one over few. And d_j stands
-    for the neighbour: one that many nodes gather from has less weight in each. The
-    square roots keep their product at the size of one degree: where all nodes have the
-    degree d, each weight is 1 / d, and the sum a mean. (A mean everywhere, 1 / d_i,
-    would leave the neighbour's degree out.) The paper writes it as D̃^-1/2 Ã D̃^-1/2,
-    with Ã the adjacency with self-loops and D̃ the diagonal matrix of the d_i.
+    d_i is called the degree of i: how many neighbours it has, itself included. Where
+    all nodes have the same degree d, each weight is 1 / d, and the sum over neighbours
+    is their mean. A mean would be 1 / d_i in general. The paper divides by the roots of
+    both degrees instead, so that Â is symmetric, as A is: what i tells j has the weight
+    of what j tells i. (The course, docs/course.md, says what that is good for.) It
+    writes Â as D̃^-1/2 Ã D̃^-1/2, with Ã the adjacency with self-loops and D̃ the
+    diagonal matrix of the d_i.
 
     edge_index: integers [2, number of edges]; edge_index[0] are the sources and
     edge_index[1] the targets. A node gathers from the nodes that point at it, so an
@@ -159,9 +154,8 @@ def normalize_adjacency(edge_index, num_nodes):
 
     # Write each place in the matrix as one number (an int64: it can be large). Once
     # these are sorted, equal ones are next to each other, and the first of them stays.
-    # (np.unique gives the same; since NumPy 2.3 it hashes, and takes ten times as long
-    # for ten million edges.) The -1 in front of all makes the very first one differ
-    # from the one before it, too.
+    # With -1 in front of all (prepend), the very first differs from the one before it,
+    # too. (np.unique gives the same, but took ten times as long for ten million edges.)
     places = np.sort(rows * num_nodes + cols)
     is_first = np.diff(places, prepend=-1) > 0
     rows, cols = np.divmod(places[is_first], num_nodes)
@@ -184,9 +178,10 @@ def glorot_uniform(rng, shape, fan_in=None, fan_out=None):
     """Random weights between -r and r, where r = sqrt(6 / (fan_in + fan_out)) -> shape.
 
     The more numbers a layer sums up, the smaller each weight, so that neither outputs
-    nor gradients grow from layer to layer. The variance of these numbers, r^2 / 3, lies
-    between 1 / fan_in, which preserves the size of the outputs, and 1 / fan_out, which
-    preserves that of the gradients (Glorot & Bengio 2010, equation 16).
+    nor gradients grow or shrink from layer to layer. A sum of fan_in products keeps the
+    size of its inputs if the variance of the weights is 1 / fan_in; gradients, which
+    are sums of fan_out products, ask for 1 / fan_out. The variance of these weights,
+    r^2 / 3, lies between the two (Glorot & Bengio 2010, equation 16).
 
     rng: a key. JAX has no hidden random state: random numbers are a function of a key,
         and the same key gives the same numbers. jax.random.key(seed) makes one.
@@ -220,8 +215,8 @@ def GraphConvolution(out_dim, bias=False):
     has no bias; it is there for models of your own.
 
     params: (W,) or (W, b). W: [F, out_dim]. b: [out_dim].
-    x: [N, F], an array or a Sparse. adj: [N, N], as normalize_adjacency makes it.
-    The output is [N, out_dim].
+    x: [N, F], an array, or a Sparse if it is mostly zeros, as Cora's words are.
+    adj: [N, N], as normalize_adjacency makes it. The output is [N, out_dim].
     Raises ValueError for an out_dim below 1.
     """
     check_whole(1, out_dim=out_dim)         # a whole number, at least 1; see section 7
@@ -252,15 +247,15 @@ def dropout(rng, x, rate):
     as inverted dropout).
 
     rng: a key, or None: x is returned as it is. That is how a model is evaluated.
-    x: an array, or a Sparse, of which only the stored values are dropped.
+    x: an array, or a Sparse, of which only the stored values can be dropped.
     Raises ValueError if rate is not in [0, 1).
     """
     check_dropout_rate(rate)
     if rng is None or rate == 0:
         return x
 
-    # Not isinstance(x, Sparse): you can put a dataclass of your own in place of Sparse,
-    # one that multiplies faster, say. What is dropped is its field `values`.
+    # A Sparse, or a dataclass of your own in its place (one that multiplies faster,
+    # say): all that counts is its field `values`.
     if hasattr(x, "values"):
         return dataclasses.replace(x, values=dropout(rng, x.values, rate))
 
@@ -412,7 +407,7 @@ def MultiHeadLayer(nheads, nhid, dropout_rate, last_layer=False):
 
         # Three dropouts: of x, alpha and h. (chain could only do the first of them.)
         x = dropout(x_rng, x, dropout_rate)
-        # A Sparse x can be multiplied by a matrix only: W with its heads side by side.
+        # A Sparse x needs a matrix to its right: the W of all heads, side by side.
         h = x @ W.reshape(len(W), nheads * nhid)        # [N, F] -> [N, H*D]
         h = h.reshape(-1, nheads, nhid)                 # -> [N, H, D]
 
@@ -421,7 +416,7 @@ def MultiHeadLayer(nheads, nhid, dropout_rate, last_layer=False):
         # The dropout of h, after the scores, and the bias b are in the authors' code,
         # not in their paper.
         h = dropout(h_rng, h, dropout_rate)
-        # The sum of alpha[e] * h[cols[e]] over the entries e in each row (section 1).
+        # Row i: the sum of alpha[e] * h[cols[e]] over the entries e in row i.
         out = adj.aggregate(alpha, h) + b               # equation 4: [N, H, D]
 
         if last_layer:
@@ -466,9 +461,9 @@ def GAT(nheads, nhid, nclass, dropout_rate=0.6):
 
 def log_softmax(logits):
     """The logarithm of the softmax, for logits of any size: [n, C] -> [n, C]."""
-    # (jax.nn.log_softmax does the same.) Subtracting the largest logit does not change
-    # the softmax, and exp cannot overflow. As it cancels out, stop_gradient makes it a
-    # constant (PyTorch: detach).
+    # Written out to be read; jax.nn.log_softmax does the same. Subtracting the largest
+    # logit does not change the softmax, and exp cannot overflow. As it cancels out,
+    # stop_gradient makes it a constant (PyTorch: detach).
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))     # [n, 1]
     shifted = logits - largest
     return shifted - jnp.log(jnp.exp(shifted).sum(axis=-1, keepdims=True))
@@ -487,16 +482,16 @@ def cross_entropy(logits, labels):
     if labels.shape != (num_nodes,):
         raise ValueError(f"labels.shape is {labels.shape}: it must be {(num_nodes,)}")
 
-    # Left alone, JAX would read -1 as the last class, and a number past the end, too.
-    # (It cannot be an error: compiled functions know an array's shape, but no values.)
+    # Left alone, JAX would read -1 as the last class, and so a number past the end. (An
+    # error is not possible: this is compiled before there are any values, section 6.)
     is_class = (labels >= 0) & (labels < num_classes)
     labels = jnp.where(is_class, labels, 0)
 
     log_probability = log_softmax(logits)                                   # [n, C]
     of_label = log_probability[jnp.arange(num_nodes), labels]               # [n]
     # A factor of nan makes the gradient nan, too: nobody trains on it unnoticed.
-    # (With jnp.where(is_class, of_label, nan), the loss would be nan, but its gradient
-    # would be that of the other nodes' loss.)
+    # (jnp.where(is_class, of_label, nan) would not do. Its gradient flows through the
+    # branch that is taken, and so would be the gradient of the other nodes' loss.)
     one_or_nan = jnp.where(is_class, 1, jnp.nan)
     return -(of_label * one_or_nan).mean()
 
@@ -540,7 +535,7 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 
     def init(params):
         # tree.map(f, tree) puts f(leaf) in place of each leaf of a pytree, that is, of
-        # each array in it. With two trees, f gets a leaf of each.
+        # each array in it. With several trees, f gets a leaf of each.
         zeros = jax.tree.map(jnp.zeros_like, params)
         return 0, zeros, zeros
 
@@ -555,7 +550,8 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
             return b2 * square + (1 - b2) * grad ** 2
 
         def new_param(param, mean, square):
-            # Both means began at 0, and so are too small by these factors.
+            # Both means began at 0: after t steps, what they have averaged has the
+            # weight 1 - b^t, and the 0 the rest.
             mean = mean / (1 - b1 ** t)
             square = square / (1 - b2 ** t)
             return param - step_size * mean / (jnp.sqrt(square) + eps)
@@ -633,7 +629,7 @@ def train_step(apply_fun, penalise_all, params, state, graph, rng, epoch, step_s
 
     state: Adam's. rng: a key, from which each epoch makes its own for dropout.
     """
-    # fold_in makes a new key from a key and a number.
+    # fold_in makes a new key from a key and a number, another one for each number.
     rng = jax.random.fold_in(rng, epoch)
 
     def loss(params):
@@ -645,7 +641,7 @@ def train_step(apply_fun, penalise_all, params, state, graph, rng, epoch, step_s
     # grad(f) is the function that computes f's gradient with respect to its first
     # argument: here a pytree like params.
     grads = jax.grad(loss)(params)
-    # adam can be made anew at each step: it remembers nothing between calls.
+    # Made anew at each step, which does no harm: adam remembers nothing between calls.
     _, update = adam(step_size)
     return update(grads, state, params)
 
@@ -655,13 +651,14 @@ def train_step(apply_fun, penalise_all, params, state, graph, rng, epoch, step_s
 # calls with arrays of the same shapes and types, on the same devices, run the compiled
 # record. A number, like epoch, counts as an array of shape [].
 #
-# A function, or a value on which a Python `if` depends, has to be static: a part of the
-# record, which is made anew for another value. (`if rng is None` needs no value: that
-# rng is a key, and not None, is known while recording.)
-# Each call of GCN(16, 7) makes another apply_fun: call it once, and keep the pair.
+# A Python `if` on an argument needs its value while recording, and so does a function
+# that is to be called. Such arguments are static: for another value, another record is
+# made. (`if rng is None` needs no value: that rng is a key is known while recording.)
+# Each call of GCN(16, 7) makes another apply_fun, and compiling starts again: call it
+# once, and keep the pair.
 #
-# Usually, @jax.jit stands above a function. Here it comes after, for you to read the
-# function first.
+# Usually, @jax.jit stands above a function. Here it comes after, so that you can read
+# the function first.
 train_step = jax.jit(train_step, static_argnames=("apply_fun", "penalise_all"))
 
 
@@ -717,7 +714,7 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
     _, params = init_fun(init_rng, graph.x.shape)
     init_adam, _ = adam(step_size)
     state = init_adam(params)
-    # Where the labels are, there the graph is. (PyTorch: .to(device).)
+    # To the device that the graph's arrays are on. (PyTorch: .to(device).)
     params, state = put_where(graph.y, (params, state))
 
     history = {
@@ -730,7 +727,7 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
         params, state = train_step(apply_fun, penalise_all, params, state, train_graph,
                                    dropout_rng, epoch, step_size, weight_decay)
         metrics = evaluate(apply_fun, params, graph)
-        # float makes a Python number, and waits until it is there: JAX computes in the
+        # float makes a Python number, and waits for the result: JAX computes in the
         # background.
         metrics = {name: float(value) for name, value in metrics.items()}
         # history has no place for the numbers of the test nodes: nothing in the
@@ -755,9 +752,9 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
 
 
 def report(epoch, metrics, seconds, log_every):
-    """Print every log_every-th epoch's metrics, and the median time of an epoch.
+    """Print every log_every-th epoch's metrics; stop the training if it diverged.
 
-    seconds: a list, how long each epoch so far has taken.
+    seconds: a list, how long each epoch so far has taken; the median is printed.
     Raises FloatingPointError if a loss is infinite or nan.
     """
     line = ("train loss {train_loss:.4f}, accuracy {train_accuracy:.4f} | "
@@ -777,8 +774,8 @@ def put_where(array, tree):
     the graph is on another one, the first step would move params there, and the second
     step be compiled anew for the new place.
 
-    array: on one device; or on several, with a copy of all of it on each, as labels are
-        after scale/devices.py. Then the pytree, too, is copied to each of them.
+    array: on one device; or, in training on several, with a copy of it on each. Then
+        the pytree, too, is copied to each of them.
     """
     place = jnp.asarray(array).sharding         # JAX's word for where an array is
     # Some of the devices may be in other machines, out of reach from here. In that case
@@ -812,11 +809,10 @@ def receptive_field(graph, hops):
     What is left is nodes 0, 1 and 2 and rows 0 and 1 of the adjacency, with the values
     that they have in the whole graph. The training loss and its gradient are those of
     the whole graph, dropout's masks aside. (Each layer still runs on all three nodes.
-    As row 2 is missing, layer 1 is wrong at node 2, and layer 2 at nodes 1 and 2. The
-    loss asks for node 0.) The result has no validation and no test nodes, and its nodes
-    are numbered anew.
+    What it computes of the others is wrong, and nobody asks for it.) The result has no
+    validation and no test nodes, and its nodes are numbered anew.
 
-    hops: the number of the model's layers. With fewer the gradient is wrong, and
+    hops: the number of the model's layers. With fewer, the gradient is wrong, and
     nothing says so. Raises ValueError below 1.
     """
     check_whole(1, hops=hops)
@@ -833,9 +829,9 @@ def receptive_field(graph, hops):
         entry_is_used = computed[rows]
         needed[cols[entry_is_used]] = True
 
-    # New numbers: first the nodes that layer 1 only reads, then those that it computes.
-    # (Any order would do here. scale/devices.py needs the last node to be a computed
-    # one, which has all its entries, its self-loop among them.)
+    # New numbers: first the nodes that layer 1 (the last round) only reads, then those
+    # that it computes. (Any order would do. With this one the last node has all its
+    # entries, its self-loop among them: see scale/devices.py, which fills matrices up.)
     only_read = needed & ~computed
     nodes = np.concatenate([np.flatnonzero(only_read), np.flatnonzero(computed)])
     new_number = np.full(len(needed), -1)
@@ -847,9 +843,9 @@ def receptive_field(graph, hops):
     x = graph.x
     if hasattr(x, "values"):                    # a Sparse, see dropout
         x_rows = np.asarray(x.rows)
-        entries = np.flatnonzero(needed[x_rows])
-        x = to_sparse(new_number[x_rows[entries]], np.asarray(x.cols)[entries],
-                      np.asarray(x.values)[entries], (len(nodes), x.shape[1]))
+        x_entries = np.flatnonzero(needed[x_rows])
+        x = to_sparse(new_number[x_rows[x_entries]], np.asarray(x.cols)[x_entries],
+                      np.asarray(x.values)[x_entries], (len(nodes), x.shape[1]))
     else:
         x = x[nodes]
     train = jnp.asarray(new_number[np.asarray(graph.train)], jnp.int32)
@@ -890,7 +886,7 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     y: labels, integers [N], -1 for none.
     train_mask, val_mask, test_mask: booleans [N]; no node is in two of them.
     class_names: C strings, by default "0", "1", ... up to the largest label. (Without
-        names, a label from 65536 on is refused: a single wrong label must not make a
+        names, a label of 65536 or more is refused: a single wrong label must not make a
         billion names.)
     normalize: divide each row of x by its sum, as the GCN paper does (section 5.2).
 
@@ -987,8 +983,8 @@ def check_features(x, normalize):
     if x.shape[1] == 0:
         raise ValueError(f"x.shape is {x.shape}: a node needs at least one feature")
     # float32 ends at 3e38, and features are still to be summed and multiplied. For nan,
-    # `fits` is false, too. (np.float64, because NumPy would make a plain 1e30 a float16
-    # if x is one, and warn that it is too large for that.)
+    # `fits` is false, too. (np.float64, because with an x of float16 NumPy would make a
+    # plain 1e30 a float16, too, and warn that it is too large for that.)
     fits = np.abs(x) < np.float64(1e30)
     refuse(~fits, "x", x, "it must be finite, and below 1e30 in size")
     if normalize:
@@ -1053,6 +1049,16 @@ def check_not_negative(**numbers):
             raise ValueError(f"{name} is {number}: it must be at least 0, below 1e30")
 
 
+# To copy a part, take the imports and these, with the checks that they call:
+#
+#     Adam                        section 5
+#     the loss                    section 4
+#     the GAT layer               section 3 without the function GAT, and from sections
+#                                 1 and 2 Sparse, glorot_uniform, dropout,
+#                                 split_or_none, and for its adj normalize_adjacency
+#                                 and to_sparse
+#     the GCN and its training    sections 1, 2, 4, 5 and 6
+#
 # All of it together, in six lines (train_gcn.py and train_gat.py are the long form):
 #
 #     graph = load_graph()
