@@ -24,10 +24,10 @@ changes it. In a shape, a letter always means the same:
     H attention heads    D hidden units of one head    n, m, k any number
 
 JAX is NumPy whose functions can be differentiated and compiled; jnp is its numpy. Its
-arrays never change: every operation makes a new one. Whatever else of JAX does not
-explain itself is explained where it comes first.
+arrays never change: every operation makes a new one. Anything else in JAX is explained
+at its first use, unless its name says it.
 
-Whoever wants to copy a part: the last lines of the file say what belongs to it.
+To copy a part, see the last lines of the file.
 """
 import dataclasses
 import math
@@ -42,7 +42,8 @@ import numpy as np
 #
 # The edges of a graph are the entries of a matrix, the adjacency: row i has an entry in
 # column j where node j is a neighbour of node i. All else is zero (99.9 % of the matrix
-# for Cora, the 2708 articles that GCN and GAT are tested on), and is not stored:
+# for Cora, 2708 articles on which both papers test), and is not stored. A matrix of two
+# rows and three columns:
 #
 #     [[0, 2, 0],    is stored as    rows   = [0, 1, 1]
 #      [5, 0, 7]]                    cols   = [1, 0, 2]
@@ -55,9 +56,9 @@ import numpy as np
 #
 # A pytree is JAX's word for a nest of lists, tuples and dicts with arrays inside. The
 # functions that JAX compiles and differentiates take pytrees as they take arrays;
-# register_dataclass lets them take a Sparse, too. Its shape is static: no array, but
-# two Python numbers. They say how many rows a result has, and JAX must know that when
-# it compiles a function, before there are any values (section 6).
+# register_dataclass lets them take a Sparse, too. The shape is static: not an array,
+# but two Python numbers. They say how many rows a result has, and JAX must know that
+# while it compiles a function (section 6).
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sparse:
@@ -76,7 +77,7 @@ class Sparse:
         """self @ b, the matrix product with an array b: [m, k] -> [n, k].
 
         Row i of it is the sum of values[e] * b[cols[e]] over all entries e in row i.
-        Raises ValueError if b does not have m rows.
+        Raises ValueError if b is not a matrix with m rows.
         """
         b = jnp.asarray(b)
         # For an index past the end of b, JAX would silently use its last row.
@@ -94,8 +95,8 @@ class Sparse:
 
         There, the weights depend on the input, and each of H heads has weights of its
         own. Row i of the result is, in each head, the sum of weights[e] * h[cols[e]]
-        over all entries e in row i. (It is a method, so that a class of your own can
-        compute it in its own way.)
+        over all entries e in row i. (It is a method, so that another class can do it in
+        another way, faster, say.)
 
         weights: [E, H], a number per entry and head. h: [m, H, D] -> [n, H, D].
         Raises ValueError if there are not E weights, or h does not have m rows.
@@ -130,11 +131,11 @@ def normalize_adjacency(edge_index, num_nodes):
 
     d_i is called the degree of i: how many neighbours it has, itself included. Where
     all nodes have the same degree d, each weight is 1 / d, and the sum over neighbours
-    is their mean. A mean would be 1 / d_i in general. The paper divides by the roots of
-    both degrees instead, so that Â is symmetric, as A is: what i tells j has the weight
-    of what j tells i. (The course, docs/course.md, says what that is good for.) It
-    writes Â as D̃^-1/2 Ã D̃^-1/2, with Ã the adjacency with self-loops and D̃ the
-    diagonal matrix of the d_i.
+    is their mean. In general, a mean would be 1 / d_i. The paper chose to divide by the
+    roots of both degrees, which keeps Â symmetric, as the adjacency of an undirected
+    graph is: what i tells j weighs as much as what j tells i. The paper writes Â as
+    D̃^-1/2 Ã D̃^-1/2, with Ã the adjacency with self-loops and D̃ the diagonal matrix
+    of the d_i.
 
     edge_index: integers [2, number of edges]; edge_index[0] are the sources and
     edge_index[1] the targets. A node gathers from the nodes that point at it, so an
@@ -175,13 +176,13 @@ def to_sparse(rows, cols, values, shape):
 
 
 def glorot_uniform(rng, shape, fan_in=None, fan_out=None):
-    """Random weights between -r and r, where r = sqrt(6 / (fan_in + fan_out)) -> shape.
+    """An array of weights, random between -r and r, r = sqrt(6 / (fan_in + fan_out)).
 
-    The more numbers a layer sums up, the smaller each weight, so that neither outputs
-    nor gradients grow or shrink from layer to layer. A sum of fan_in products keeps the
-    size of its inputs if the variance of the weights is 1 / fan_in; gradients, which
-    are sums of fan_out products, ask for 1 / fan_out. The variance of these weights,
-    r^2 / 3, lies between the two (Glorot & Bengio 2010, equation 16).
+    The more numbers a layer sums up, the smaller each weight has to be, so that neither
+    outputs nor gradients grow or shrink from layer to layer. A sum of fan_in products
+    keeps the size of its inputs if the variance of the weights is 1 / fan_in;
+    gradients, which are sums of fan_out products, ask for 1 / fan_out. The variance of
+    these weights, r^2 / 3, lies between the two (Glorot & Bengio 2010, equation 16).
 
     rng: a key. JAX has no hidden random state: random numbers are a function of a key,
         and the same key gives the same numbers. jax.random.key(seed) makes one.
@@ -231,7 +232,8 @@ def GraphConvolution(out_dim, bias=False):
 
     def apply_fun(params, x, adj, rng=None):
         W = params[0]
-        # (adj @ x) @ W is the same, but x @ W has fewer columns to sum over neighbours.
+        # (adj @ x) @ W is the same, but x @ W has fewer columns to sum over neighbours
+        # (as long as out_dim is smaller than F).
         out = adj @ (x @ W)                             # [N, F] -> [N, out_dim]
         if bias:
             out = out + params[1]
@@ -241,7 +243,7 @@ def GraphConvolution(out_dim, bias=False):
 
 
 def dropout(rng, x, rate):
-    """Each number of x becomes 0 with probability rate, the others x / (1 - rate).
+    """Each number in x becomes 0 with probability rate, or is divided by 1 - rate.
 
     So on average x stays as large as it was (Srivastava et al. 2014; in this form known
     as inverted dropout).
@@ -341,8 +343,8 @@ def segment_softmax(scores, rows, num_rows):
     # Softmax stays the same if one number is subtracted from all scores of a row. With
     # the largest one, exp cannot overflow. As it cancels out, the gradient need not see
     # it: stop_gradient makes it a constant (PyTorch: detach).
-    constant = jax.lax.stop_gradient(scores)
-    largest = jax.ops.segment_max(constant, rows, num_rows)     # -> [num_rows, ...]
+    largest = jax.ops.segment_max(scores, rows, num_rows)       # -> [num_rows, ...]
+    largest = jax.lax.stop_gradient(largest)
     exp = jnp.exp(scores - largest[rows])                       # -> [E, ...]
     total = jax.ops.segment_sum(exp, rows, num_rows)            # -> [num_rows, ...]
     return exp / total[rows]                                    # -> [E, ...]
@@ -360,6 +362,8 @@ def attention(a1, a2, h, adj):
         score_ij = LeakyReLU(a . [h_i || h_j]) = LeakyReLU(a1 . h_i + a2 . h_j)
 
     A softmax over all neighbours j of i makes weights of the scores (equation 2).
+    (Without LeakyReLU, a1 . h_i would be the same number in all scores of node i, and
+    cancel out.)
 
     a1, a2: [H, D]. h: [N, H, D].
     adj: a Sparse [N, N], as normalize_adjacency makes it: an entry for each neighbour,
@@ -367,6 +371,7 @@ def attention(a1, a2, h, adj):
     would count as two neighbours.
     The result is the weights alpha, [E, H].
     """
+    # What each node adds to a score as the one that gathers, and as a neighbour.
     # einsum, as in NumPy: for each node and each head, the sum of the products over d.
     own = jnp.einsum("nhd,hd->nh", h, a1)               # a1 . h_i: [N, H, D] -> [N, H]
     neighbour = jnp.einsum("nhd,hd->nh", h, a2)         # a2 . h_j: [N, H, D] -> [N, H]
@@ -464,7 +469,8 @@ def log_softmax(logits):
     # Written out to be read; jax.nn.log_softmax does the same. Subtracting the largest
     # logit does not change the softmax, and exp cannot overflow. As it cancels out,
     # stop_gradient makes it a constant (PyTorch: detach).
-    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))     # [n, 1]
+    largest = logits.max(axis=-1, keepdims=True)                            # [n, 1]
+    largest = jax.lax.stop_gradient(largest)
     shifted = logits - largest
     return shifted - jnp.log(jnp.exp(shifted).sum(axis=-1, keepdims=True))
 
@@ -482,16 +488,14 @@ def cross_entropy(logits, labels):
     if labels.shape != (num_nodes,):
         raise ValueError(f"labels.shape is {labels.shape}: it must be {(num_nodes,)}")
 
-    # Left alone, JAX would read -1 as the last class, and so a number past the end. (An
-    # error is not possible: this is compiled before there are any values, section 6.)
+    # Past the end of an array JAX reads its last element, and drops the gradient. So a
+    # label that is no class is read as class 0, and its number then multiplied by nan:
+    # that makes the result nan, and the gradient, too. Nobody trains on it unnoticed.
+    # (It cannot be an error: compiled code has no way to raise one.)
     is_class = (labels >= 0) & (labels < num_classes)
     labels = jnp.where(is_class, labels, 0)
-
     log_probability = log_softmax(logits)                                   # [n, C]
     of_label = log_probability[jnp.arange(num_nodes), labels]               # [n]
-    # A factor of nan makes the gradient nan, too: nobody trains on it unnoticed.
-    # (jnp.where(is_class, of_label, nan) would not do. Its gradient flows through the
-    # branch that is taken, and so would be the gradient of the other nodes' loss.)
     one_or_nan = jnp.where(is_class, 1, jnp.nan)
     return -(of_label * one_or_nan).mean()
 
@@ -530,7 +534,7 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
     their squares).
 
     A parameter moves against the mean of its gradient, divided by the root of the mean
-    square: so all of them move by about step_size, whatever the gradient's size.
+    square: so it moves by about step_size at most, whatever the gradient's size.
     """
 
     def init(params):
@@ -550,8 +554,8 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
             return b2 * square + (1 - b2) * grad ** 2
 
         def new_param(param, mean, square):
-            # Both means began at 0: after t steps, what they have averaged has the
-            # weight 1 - b^t, and the 0 the rest.
+            # Both means began at 0, and are too small at first: after one step, mean is
+            # (1 - b1) * grad. After t steps, what is missing is the factor 1 - b1^t.
             mean = mean / (1 - b1 ** t)
             square = square / (1 - b2 ** t)
             return param - step_size * mean / (jnp.sqrt(square) + eps)
@@ -629,7 +633,7 @@ def train_step(apply_fun, penalise_all, params, state, graph, rng, epoch, step_s
 
     state: Adam's. rng: a key, from which each epoch makes its own for dropout.
     """
-    # fold_in makes a new key from a key and a number, another one for each number.
+    # fold_in makes a new key from a key and a number, a different one for each number.
     rng = jax.random.fold_in(rng, epoch)
 
     def loss(params):
@@ -651,9 +655,10 @@ def train_step(apply_fun, penalise_all, params, state, graph, rng, epoch, step_s
 # calls with arrays of the same shapes and types, on the same devices, run the compiled
 # record. A number, like epoch, counts as an array of shape [].
 #
-# A Python `if` on an argument needs its value while recording, and so does a function
-# that is to be called. Such arguments are static: for another value, another record is
-# made. (`if rng is None` needs no value: that rng is a key is known while recording.)
+# A Python `if` on an argument needs its value while recording, and an argument that is
+# called must be known as well. Such arguments are static: for each value, there is a
+# record of its own. (`if rng is None` needs no value: that rng is a key, and not None,
+# is known while recording.)
 # Each call of GCN(16, 7) makes another apply_fun, and compiling starts again: call it
 # once, and keep the pair.
 #
@@ -714,7 +719,7 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
     _, params = init_fun(init_rng, graph.x.shape)
     init_adam, _ = adam(step_size)
     state = init_adam(params)
-    # To the device that the graph's arrays are on. (PyTorch: .to(device).)
+    # Move both to the device that the graph is on. (PyTorch: .to(device).)
     params, state = put_where(graph.y, (params, state))
 
     history = {
@@ -778,8 +783,8 @@ def put_where(array, tree):
         the pytree, too, is copied to each of them.
     """
     place = jnp.asarray(array).sharding         # JAX's word for where an array is
-    # Some of the devices may be in other machines, out of reach from here. In that case
-    # the first step does the copying.
+    # Some of the devices may be in other machines, where this process cannot move
+    # anything. Then the step is compiled twice.
     if not place.is_fully_addressable:
         return tree
     return jax.device_put(tree, place)
@@ -829,23 +834,23 @@ def receptive_field(graph, hops):
         entry_is_used = computed[rows]
         needed[cols[entry_is_used]] = True
 
-    # New numbers: first the nodes that layer 1 (the last round) only reads, then those
-    # that it computes. (Any order would do. With this one the last node has all its
-    # entries, its self-loop among them: see scale/devices.py, which fills matrices up.)
+    # New numbers: first the nodes that layer 1 only reads, then those that it computes.
+    # (computed and entry_is_used are those of the last round.)
     only_read = needed & ~computed
     nodes = np.concatenate([np.flatnonzero(only_read), np.flatnonzero(computed)])
     new_number = np.full(len(needed), -1)
     new_number[nodes] = np.arange(len(nodes))
 
-    entries = np.flatnonzero(entry_is_used)
-    adj = to_sparse(new_number[rows[entries]], new_number[cols[entries]],
-                    np.asarray(graph.adj.values)[entries], (len(nodes), len(nodes)))
+    used_rows, used_cols = rows[entry_is_used], cols[entry_is_used]
+    used_values = np.asarray(graph.adj.values)[entry_is_used]
+    adj = to_sparse(new_number[used_rows], new_number[used_cols], used_values,
+                    (len(nodes), len(nodes)))
     x = graph.x
     if hasattr(x, "values"):                    # a Sparse, see dropout
-        x_rows = np.asarray(x.rows)
-        x_entries = np.flatnonzero(needed[x_rows])
-        x = to_sparse(new_number[x_rows[x_entries]], np.asarray(x.cols)[x_entries],
-                      np.asarray(x.values)[x_entries], (len(nodes), x.shape[1]))
+        x_rows, x_cols = np.asarray(x.rows), np.asarray(x.cols)
+        is_used = needed[x_rows]
+        x = to_sparse(new_number[x_rows[is_used]], x_cols[is_used],
+                      np.asarray(x.values)[is_used], (len(nodes), x.shape[1]))
     else:
         x = x[nodes]
     train = jnp.asarray(new_number[np.asarray(graph.train)], jnp.int32)
@@ -910,7 +915,7 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     check_labels(y, masks, class_names)
     class_names = np.asarray(class_names).astype(str)
 
-    x = x.astype(jnp.result_type(float))    # float32, or float64: see to_sparse
+    x = x.astype(jnp.result_type(float))    # the type of JAX's floats, see to_sparse
     if normalize:
         x = row_normalize(x)
     mostly_zeros = np.count_nonzero(x) < x.size / 2
@@ -983,8 +988,8 @@ def check_features(x, normalize):
     if x.shape[1] == 0:
         raise ValueError(f"x.shape is {x.shape}: a node needs at least one feature")
     # float32 ends at 3e38, and features are still to be summed and multiplied. For nan,
-    # `fits` is false, too. (np.float64, because with an x of float16 NumPy would make a
-    # plain 1e30 a float16, too, and warn that it is too large for that.)
+    # `fits` is false, too. (If x were float16, NumPy would make a plain 1e30 a float16,
+    # too, and warn that it does not fit.)
     fits = np.abs(x) < np.float64(1e30)
     refuse(~fits, "x", x, "it must be finite, and below 1e30 in size")
     if normalize:
@@ -1004,7 +1009,7 @@ def check_edges(edge_index, num_nodes):
 def check_masks(masks, num_nodes):
     for name, mask in masks.items():
         check_array(name, mask, (num_nodes,), "b", "booleans")
-    # A node in two splits would be tested on what it was trained on.
+    # With a node in two splits, the model would be tested on what it has seen.
     count = sum(mask.astype(int) for mask in masks.values())
     for name, mask in masks.items():
         refuse(mask & (count > 1), name, mask, "another mask selects this node, too")

@@ -29,7 +29,8 @@ past the end: sums and maxima leave it out. Where JAX *reads* at such an index, 
 the last row; and the column of the added entry is the last column. In an adjacency
 these are row and column of the last node's self-loop, an entry like any other: what is
 read for the added entry is as finite as all else. (Otherwise the exp of its score could
-be infinite, and in the gradient 0 * inf is nan.)
+be infinite, and in the gradient 0 * inf is nan. That is why receptive_field numbers the
+nodes that it computes last: the last node, too, has its self-loop there.)
 """
 import dataclasses
 
