@@ -9,7 +9,7 @@ other nodes, from the features and from the edges. This file builds two and trai
          Networks, ICLR 2017
     GAT: Veličković et al., Graph Attention Networks, ICLR 2018
 
-    1. Sparse matrices    their product, which is a sum over neighbours
+    1. Sparse matrices    a product with one is a sum over neighbours
     2. GCN                every neighbour has a fixed weight
     3. GAT                every neighbour has a weight that depends on its features
     4. Loss
@@ -57,8 +57,8 @@ import numpy as np
 # A pytree is JAX's word for a nest of lists, tuples and dicts with arrays inside. The
 # functions that JAX compiles and differentiates take pytrees as they take arrays;
 # register_dataclass lets them take a Sparse, too. The shape is static: not an array,
-# but two Python numbers. They say how many rows a result has, and JAX must know that
-# while it compiles a function (section 6).
+# but two Python numbers. The first says how many rows a product has, and JAX must know
+# that when it compiles a function, before there are any values (section 6).
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sparse:
@@ -131,9 +131,9 @@ def normalize_adjacency(edge_index, num_nodes):
 
     d_i is called the degree of i: how many neighbours it has, itself included. Where
     all nodes have the same degree d, each weight is 1 / d, and the sum over neighbours
-    is their mean. In general, a mean would be 1 / d_i. The paper chose to divide by the
-    roots of both degrees, which keeps Â symmetric, as the adjacency of an undirected
-    graph is: what i tells j weighs as much as what j tells i. The paper writes Â as
+    is their mean. (In general, a mean has the weights 1 / d_i.) The paper chose to
+    divide by the roots of both degrees, which keeps Â symmetric, as the adjacency of an
+    undirected graph is: what i tells j weighs as much as what j tells i. It writes Â as
     D̃^-1/2 Ã D̃^-1/2, with Ã the adjacency with self-loops and D̃ the diagonal matrix
     of the d_i.
 
@@ -182,7 +182,8 @@ def glorot_uniform(rng, shape, fan_in=None, fan_out=None):
     outputs nor gradients grow or shrink from layer to layer. A sum of fan_in products
     keeps the size of its inputs if the variance of the weights is 1 / fan_in;
     gradients, which are sums of fan_out products, ask for 1 / fan_out. The variance of
-    these weights, r^2 / 3, lies between the two (Glorot & Bengio 2010, equation 16).
+    these weights, r^2 / 3 = 2 / (fan_in + fan_out), lies between the two (Glorot &
+    Bengio 2010, equation 16).
 
     rng: a key. JAX has no hidden random state: random numbers are a function of a key,
         and the same key gives the same numbers. jax.random.key(seed) makes one.
@@ -232,8 +233,8 @@ def GraphConvolution(out_dim, bias=False):
 
     def apply_fun(params, x, adj, rng=None):
         W = params[0]
-        # (adj @ x) @ W is the same, but x @ W has fewer columns to sum over neighbours
-        # (as long as out_dim is smaller than F).
+        # For an array x, (adj @ x) @ W is the same, but x @ W has fewer columns to sum
+        # over neighbours, as long as out_dim is smaller than F.
         out = adj @ (x @ W)                             # [N, F] -> [N, out_dim]
         if bias:
             out = out + params[1]
@@ -266,7 +267,7 @@ def dropout(rng, x, rate):
 
 
 def split_or_none(rng, num):
-    """num new keys, made from one. If rng is None, num times None: no dropout anywhere.
+    """num new keys, made from one. If rng is None, a list of num None: no dropout.
 
     A key is used once, since a second use would give the same numbers again. Whoever
     needs several keys splits the one and uses the new ones.
@@ -364,6 +365,8 @@ def attention(a1, a2, h, adj):
     A softmax over all neighbours j of i makes weights of the scores (equation 2).
     (Without LeakyReLU, a1 . h_i would be the same number in all scores of node i, and
     cancel out.)
+
+    All this happens in each head by itself.
 
     a1, a2: [H, D]. h: [N, H, D].
     adj: a Sparse [N, N], as normalize_adjacency makes it: an entry for each neighbour,
@@ -488,10 +491,11 @@ def cross_entropy(logits, labels):
     if labels.shape != (num_nodes,):
         raise ValueError(f"labels.shape is {labels.shape}: it must be {(num_nodes,)}")
 
-    # Past the end of an array JAX reads its last element, and drops the gradient. So a
-    # label that is no class is read as class 0, and its number then multiplied by nan:
-    # that makes the result nan, and the gradient, too. Nobody trains on it unnoticed.
-    # (It cannot be an error: compiled code has no way to raise one.)
+    # For a label past the end, JAX would read the last class, with a gradient of 0. So
+    # a label that is no class is read as class 0, and what is read there multiplied by
+    # nan. That makes the result nan, and its gradient, too: training on it cannot go
+    # unnoticed. (An error cannot depend on a label: while a function is compiled, they
+    # have a shape, but no values; section 6.)
     is_class = (labels >= 0) & (labels < num_classes)
     labels = jnp.where(is_class, labels, 0)
     log_probability = log_softmax(logits)                                   # [n, C]
@@ -534,7 +538,7 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
     their squares).
 
     A parameter moves against the mean of its gradient, divided by the root of the mean
-    square: so it moves by about step_size at most, whatever the gradient's size.
+    square: so it moves by about step_size or less, whatever the gradient's size.
     """
 
     def init(params):
@@ -554,8 +558,8 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
             return b2 * square + (1 - b2) * grad ** 2
 
         def new_param(param, mean, square):
-            # Both means began at 0, and are too small at first: after one step, mean is
-            # (1 - b1) * grad. After t steps, what is missing is the factor 1 - b1^t.
+            # Both means began at 0, and are too small at first. If the gradient were
+            # always the same, mean would be (1 - b1^t) * grad after t steps.
             mean = mean / (1 - b1 ** t)
             square = square / (1 - b2 ** t)
             return param - step_size * mean / (jnp.sqrt(square) + eps)
@@ -580,7 +584,7 @@ class Graph:
     when to stop, test those on which the result is reported. They share no node.
     """
 
-    x: jax.Array                    # features [N, F], an array or a Sparse
+    x: jax.Array | Sparse           # features [N, F]
     adj: Sparse                     # the adjacency [N, N], see normalize_adjacency
     y: jax.Array                    # labels [N] int32, -1 for none
     train: jax.Array                # nodes [n] int32
@@ -617,10 +621,10 @@ def loss_or_accuracy_rule(history):
     are kept if they are the best in both.
     """
     # Both lists include this epoch, so <= says that it is the best, or equal to it.
-    lowest_loss = history["val_loss"][-1] <= min(history["val_loss"])
-    highest_accuracy = history["val_accuracy"][-1] >= max(history["val_accuracy"])
-    progress = lowest_loss or highest_accuracy
-    keep = lowest_loss and highest_accuracy
+    loss_is_lowest = history["val_loss"][-1] <= min(history["val_loss"])
+    accuracy_is_highest = history["val_accuracy"][-1] >= max(history["val_accuracy"])
+    progress = loss_is_lowest or accuracy_is_highest
+    keep = loss_is_lowest and accuracy_is_highest
     return progress, keep
 
 
@@ -735,8 +739,8 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
         # float makes a Python number, and waits for the result: JAX computes in the
         # background.
         metrics = {name: float(value) for name, value in metrics.items()}
-        # history has no place for the numbers of the test nodes: nothing in the
-        # training may look at them.
+        # evaluate also gives the numbers of the test nodes, for which history has no
+        # place: nothing in the training may look at them.
         for name, values in history.items():
             values.append(metrics[name])
         seconds.append(time.perf_counter() - start)
@@ -777,14 +781,14 @@ def put_where(array, tree):
 
     JAX makes new arrays, like those of init_fun, on the first device that it finds. If
     the graph is on another one, the first step would move params there, and the second
-    step be compiled anew for the new place.
+    step would be compiled anew for the new place.
 
     array: on one device; or, in training on several, with a copy of it on each. Then
         the pytree, too, is copied to each of them.
     """
     place = jnp.asarray(array).sharding         # JAX's word for where an array is
     # Some of the devices may be in other machines, where this process cannot move
-    # anything. Then the step is compiled twice.
+    # anything. Then nothing is moved here, and the step is compiled twice.
     if not place.is_fully_addressable:
         return tree
     return jax.device_put(tree, place)
@@ -814,7 +818,7 @@ def receptive_field(graph, hops):
     What is left is nodes 0, 1 and 2 and rows 0 and 1 of the adjacency, with the values
     that they have in the whole graph. The training loss and its gradient are those of
     the whole graph, dropout's masks aside. (Each layer still runs on all three nodes.
-    What it computes of the others is wrong, and nobody asks for it.) The result has no
+    What it computes of the others is wrong, and is not used.) The result has no
     validation and no test nodes, and its nodes are numbered anew.
 
     hops: the number of the model's layers. With fewer, the gradient is wrong, and
@@ -824,9 +828,9 @@ def receptive_field(graph, hops):
     rows = np.asarray(graph.adj.rows)
     cols = np.asarray(graph.adj.cols)
 
-    # From the last layer to the first, which nodes a layer has to compute, and which it
-    # needs for that. On the path: computed {0}, needed {0, 1}; computed {0, 1}, needed
-    # {0, 1, 2}.
+    # Find, from the last layer to the first, which nodes a layer has to compute, and
+    # which it needs for that. On the path: computed {0}, needed {0, 1}; computed
+    # {0, 1}, needed {0, 1, 2}.
     needed = np.zeros(graph.adj.shape[0], bool)
     needed[np.asarray(graph.train)] = True              # by the loss
     for _ in range(hops):                               # layer 1 in the last round
@@ -834,8 +838,10 @@ def receptive_field(graph, hops):
         entry_is_used = computed[rows]
         needed[cols[entry_is_used]] = True
 
-    # New numbers: first the nodes that layer 1 only reads, then those that it computes.
-    # (computed and entry_is_used are those of the last round.)
+    # New numbers: the nodes that layer 1 computes (computed, of the last round) come
+    # after those that it only reads. (Here, any order would do. But code that fills a
+    # matrix up with dummy entries, as scale/devices.py does, lets them point at the
+    # last node, and that one should have entries of its own.)
     only_read = needed & ~computed
     nodes = np.concatenate([np.flatnonzero(only_read), np.flatnonzero(computed)])
     new_number = np.full(len(needed), -1)
