@@ -491,11 +491,11 @@ def cross_entropy(logits, labels):
     if labels.shape != (num_nodes,):
         raise ValueError(f"labels.shape is {labels.shape}: it must be {(num_nodes,)}")
 
-    # For a label past the end, JAX would read the last class, with a gradient of 0. So
-    # a label that is no class is read as class 0, and what is read there multiplied by
-    # nan. That makes the result nan, and its gradient, too: training on it cannot go
-    # unnoticed. (An error cannot depend on a label: while a function is compiled, they
-    # have a shape, but no values; section 6.)
+    # For a label of -1, JAX would read the last class, and for one past the end, too,
+    # with a gradient of 0. So a label that is no class is read as class 0, and what is
+    # read there multiplied by nan. That makes the result nan, and its gradient, too:
+    # training on it cannot go unnoticed. (An error cannot depend on a label: while a
+    # function is compiled, labels have a shape, but no values; section 6.)
     is_class = (labels >= 0) & (labels < num_classes)
     labels = jnp.where(is_class, labels, 0)
     log_probability = log_softmax(logits)                                   # [n, C]
@@ -606,8 +606,9 @@ class Graph:
 def loss_rule(history):
     """The GCN paper's rule (section 5.2): progress is a new lowest validation loss.
 
-    The parameters are always kept: the last are the result, as in the authors' code.
-    (That code stops by another rule: when the loss exceeds the mean of the ten before.)
+    The parameters are always kept: the last are the result, as in the authors' code,
+    since the paper does not say which are tested. (That code stops by another rule:
+    when the loss exceeds the mean of the ten before.)
     """
     before = history["val_loss"][:-1]
     progress = history["val_loss"][-1] < min(before, default=math.inf)
@@ -660,7 +661,7 @@ def train_step(apply_fun, penalise_all, params, state, graph, rng, epoch, step_s
 # record. A number, like epoch, counts as an array of shape [].
 #
 # A Python `if` on an argument needs its value while recording, and an argument that is
-# called must be known as well. Such arguments are static: for each value, there is a
+# a function must be known to be called. Such arguments are static: for each value, there is a
 # record of its own. (`if rng is None` needs no value: that rng is a key, and not None,
 # is known while recording.)
 # Each call of GCN(16, 7) makes another apply_fun, and compiling starts again: call it
@@ -723,7 +724,8 @@ def train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
     _, params = init_fun(init_rng, graph.x.shape)
     init_adam, _ = adam(step_size)
     state = init_adam(params)
-    # Move both to the device that the graph is on. (PyTorch: .to(device).)
+    # Move both to the device that the graph is on; y, always an array, stands for the
+    # graph. (PyTorch: .to(device).)
     params, state = put_where(graph.y, (params, state))
 
     history = {
