@@ -661,9 +661,9 @@ def train_step(apply_fun, penalise_all, params, state, graph, rng, epoch, step_s
 # record. A number, like epoch, counts as an array of shape [].
 #
 # A Python `if` on an argument needs its value while recording, and an argument that is
-# a function must be known to be called. Such arguments are static: for each value, there is a
-# record of its own. (`if rng is None` needs no value: that rng is a key, and not None,
-# is known while recording.)
+# a function must be known to be called. Such arguments are static: for each value,
+# there is a record of its own. (`if rng is None` needs no value: that rng is a key, and
+# not None, is known while recording.)
 # Each call of GCN(16, 7) makes another apply_fun, and compiling starts again: call it
 # once, and keep the pair.
 #
