@@ -1,151 +1,81 @@
-"""Train a GCN (Kipf & Welling, ICLR 2017) on Cora, or on your own graph.
-
-    python train_gcn.py [--help]
-"""
+# /// script
+# dependencies = ["jax>=0.5", "numpy>=1.26"]
+# ///
+"""Train a GCN (Kipf & Welling, ICLR 2017) on Cora, or on a graph of your own."""
 import argparse
-import pathlib
+import dataclasses
+import math
 import sys
-import time
 
 import jax
 import numpy as np
 
-from minignn import (
-    CORA,
-    GCN,
-    GCN_RECIPE,
-    check_dropout_rate,
-    check_not_negative,
-    check_whole,
-    evaluate,
-    load_graph,
-    receptive_field,
-    train,
-)
+from minignn import CORA, GCN, GCN_RECIPE, adam_steps, evaluate, load_graph, train
 
-# Where a terminal cannot show a letter such as ±, print ? instead. (With %run in a
-# notebook, stdout has no such method, and needs none.)
-if hasattr(sys.stdout, "reconfigure"):
-    sys.stdout.reconfigure(errors="replace")
 
-# 1. The flags. The defaults are the paper's for Cora. Those of the training are in
-#    GCN_RECIPE.
+def at_least(least, kind):
+    def number(text):
+        if not least <= kind(text) < math.inf:
+            raise argparse.ArgumentTypeError(f"{text} must be at least {least}")
+        return kind(text)
+    return number
+
+
+count, not_negative = at_least(1, int), at_least(0, float)
 parser = argparse.ArgumentParser(
-    description="Train the GCN of Kipf & Welling (ICLR 2017).",
-    allow_abbrev=False)                     # --epo is an error, and not --epochs
-add = parser.add_argument
-add("--data", default=CORA, metavar="FILE",
-    help="an .npz with x, edge_index, y, train_mask, val_mask and test_mask [Cora]")
-add("--no-normalize", action="store_true",
-    help="leave the rows of x as they are; by default each is divided by its sum")
-add("--hidden", type=int, default=16, help="hidden units [%(default)s]")
-add("--dropout", type=float, default=0.5,
-    help="the fraction of each layer's input that is dropped [%(default)s]")
-add("--lr", type=float, default=GCN_RECIPE["step_size"],
-    help="Adam's step_size [%(default)s]")
-add("--weight-decay", type=float, default=GCN_RECIPE["weight_decay"],
-    help="the factor of the first layer's L2 penalty [%(default)s]")
-add("--epochs", type=int, default=GCN_RECIPE["epochs"],
-    help="the most epochs to train for [%(default)s]")
-add("--patience", type=int, default=GCN_RECIPE["patience"],
-    help="epochs without a new lowest validation loss before it stops [%(default)s]")
-add("--seed", type=int, default=0,
-    help="the seed of the first run; each next run adds 1 [%(default)s]")
-add("--runs", type=int, default=1,
-    help="how many times to train, each with another seed; paper: 100 [%(default)s]")
-add("--log-every", type=int,
-    help="epochs from one printed line to the next, 0 for none [10; several runs: 0]")
-add("--fast", action="store_true",
-    help="less time per epoch, see scale/; its random numbers are others")
-add("--devices", type=int, default=1,
-    help="spread the edges over that many devices [%(default)s]")
+    description=__doc__, allow_abbrev=False,
+    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+add, paper = parser.add_argument, GCN_RECIPE
+add("--data", default=CORA, help="an .npz file of the arrays that make_graph takes")
+add("--no-normalize", action="store_true", help="leave the rows of x as they are")
+add("--hidden", type=count, default=16, help="hidden units")
+add("--dropout", type=float, default=0.5, help="the fraction dropped of each input")
+add("--lr", type=not_negative, default=paper.step_size, help="learning rate")
+add("--weight-decay", type=not_negative, default=paper.weight_decay, help="L2 factor")
+add("--epochs", type=count, default=paper.epochs, help="the most epochs")
+add("--patience", type=count, default=paper.patience, help="epochs without progress")
+add("--seed", type=at_least(0, int), default=0, help="the seed of the first run")
+add("--runs", type=count, default=1, help="runs, a seed for each; the paper: 100")
+add("--log-every", type=at_least(0, int), default=10, help="of a single run, 0: silent")
+add("--fast", action="store_true", help="less time per epoch, see scale/faster.py")
+add("--devices", type=count, default=1, help="devices to spread the edges over")
 args = parser.parse_args()
-if args.log_every is None:
-    args.log_every = 10 if args.runs == 1 else 0
+seeds = range(args.seed, args.seed + args.runs)
+if seeds[-1] >= 2 ** 32:
+    parser.error("seeds are 0 to 2^32 - 1")
+if args.fast and args.devices > 1:
+    parser.error("--fast works on one device")
+if hasattr(sys.stdout, "reconfigure"):          # a notebook's has none
+    sys.stdout.reconfigure(errors="replace")    # not every terminal has a ±
 
-# minignn.py checks most of these, too: here a wrong one ends the script at once.
-try:
-    check_whole(1, hidden=args.hidden, epochs=args.epochs, patience=args.patience,
-                runs=args.runs, devices=args.devices)
-    check_whole(0, log_every=args.log_every)
-    check_dropout_rate(args.dropout)
-    check_not_negative(lr=args.lr, weight_decay=args.weight_decay)
-except ValueError as error:
-    parser.error(str(error))
-last_seed = args.seed + args.runs - 1
-if not 0 <= args.seed <= last_seed < 2 ** 32:           # JAX would take it modulo 2^32
-    parser.error(f"seed is {args.seed}: seeds {args.seed} to {last_seed} are needed, "
-                 "they must be from 0 to 2^32 - 1")
-if args.devices > jax.device_count():
-    parser.error(f"devices is {args.devices}: JAX sees {jax.device_count()} here")
-scale_folder = pathlib.Path(__file__).with_name("scale")
-if (args.fast or args.devices > 1) and not scale_folder.is_dir():
-    parser.error("--fast and --devices need the folder scale/ beside this script")
-
-# 2. The graph.
+steps = adam_steps
 try:
     graph = load_graph(args.data, normalize=not args.no_normalize)
-except (OSError, ValueError) as error:
-    parser.error(" ".join(str(error).split()))  # a file's name may hold line breaks
-# That there are training nodes, load_graph has checked.
-for split, nodes in (("val", graph.val), ("test", graph.test)):
-    if len(nodes) == 0:
-        parser.error(f"{args.data}: {split}_mask.sum() is 0: it must be at least 1")
-
-num_nodes, num_features = graph.x.shape
-num_classes = len(graph.class_names)
-num_edges = len(graph.adj.rows) - num_nodes     # no self-loops; each direction counts
-print(f"{pathlib.Path(args.data).name}: {num_nodes} nodes, {num_edges} edges, "
-      f"{num_features} features, {num_classes} classes; {len(graph.train)} training, "
-      f"{len(graph.val)} validation and {len(graph.test)} test nodes", flush=True)
-
-# 3. The model.
-model = GCN(args.hidden, num_classes, args.dropout)
-
-# 4. Three settings that stay as they are without --fast. With it, the steps see only
-#    what two layers can see from the training nodes, random numbers come from a faster
-#    generator than JAX's own, and one call computes ten epochs; besides, matrices sum
-#    faster.
-train_graph = None              # the graph that the steps see: None means the whole one
-key_impl = None                 # the random generator: None means JAX's own
-train_model = train             # the loop over the epochs: minignn.py's
-if args.fast:
-    from scale.faster import faster, faster_bits, faster_train
-    train_graph = faster(receptive_field(graph, hops=2))
-    graph = faster(graph)
-    key_impl = faster_bits
-    train_model = faster_train
-if args.devices > 1:
-    from scale.devices import shard_graph
-    # A mesh is a grid of devices; this one has a single axis, which needs a name.
-    mesh = jax.make_mesh((args.devices,), ("edges",))
-    graph = shard_graph(graph, mesh)
+    model = GCN(args.hidden, len(graph.class_names), args.dropout)
     if args.fast:
-        train_graph = shard_graph(train_graph, mesh)
+        from scale.faster import faster
+        steps = faster(graph, hops=2)
+    if args.devices > 1:
+        from scale.devices import shard_graph
+        graph = shard_graph(graph, jax.make_mesh((args.devices,), ("edges",)))
+except (OSError, ValueError, ImportError) as error:
+    parser.error(str(error))
+for split in ("train", "val", "test"):
+    if len(getattr(graph, split)) == 0:
+        parser.error(f"{args.data}: {split}_mask selects no node")
+print(graph, flush=True)
 
-# 5. Train and test, once for each seed. The flags replace the recipe's numbers. What it
-#    penalises (the first layer) and its stopping rule (by the validation loss) stay.
-recipe = GCN_RECIPE | dict(
-    epochs=args.epochs, step_size=args.lr, weight_decay=args.weight_decay,
+recipe = dataclasses.replace(
+    paper, step_size=args.lr, weight_decay=args.weight_decay, epochs=args.epochs,
     patience=args.patience)
-_, apply_fun = model
+log_every = args.log_every if args.runs == 1 else 0
 accuracies = []
-for seed in range(args.seed, args.seed + args.runs):
-    start = time.perf_counter()
-    rng = jax.random.key(seed, impl=key_impl)
-    params, history = train_model(
-        model, graph, rng, log_every=args.log_every, train_graph=train_graph, **recipe)
-    metrics = evaluate(apply_fun, params, graph)
-    accuracies.append(float(metrics["test_accuracy"]))  # float waits for the result
-    mean, std = np.mean(accuracies), np.std(accuracies)
+for seed in seeds:
+    rng = jax.random.key(seed)
+    params, history = train(model, graph, rng, recipe, log_every, steps)
+    accuracies.append(float(evaluate(model, params, graph)["test_accuracy"]))
     if args.runs > 1:
-        seconds = time.perf_counter() - start           # the first run also compiles
-        epochs = len(history["val_loss"])
-        print(f"run {len(accuracies):3d} | seed {seed} | {epochs} epochs, "
-              f"{seconds:.1f} s | test accuracy {accuracies[-1]:.4f} | so far "
-              f"{mean:.4f} ± {std:.4f}", flush=True)
-
-result = f"test accuracy: {mean:.4f}"
-if args.runs > 1:
-    result += f" ± {std:.4f} over {args.runs} runs"
-print(result)
+        print(f"seed {seed}: {len(history['val_loss'])} epochs, test accuracy "
+              f"{accuracies[-1]:.4f}", flush=True)
+deviation = f" ± {np.std(accuracies):.4f}" if args.runs > 1 else ""
+print(f"test accuracy: {np.mean(accuracies):.4f}{deviation}")

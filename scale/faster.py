@@ -1,40 +1,87 @@
 """The training of minignn.py, sooner.
 
-    from scale.faster import faster, faster_bits, faster_train
+    from minignn import GCN, GCN_RECIPE, load_graph, train
+    from scale.faster import faster
 
-    graph = faster(load_graph())                    its matrices sum quicker
-    rng = jax.random.key(0, impl=faster_bits)       a key whose random numbers cost less
-    faster_train(model, graph, rng)                 train, with fewer calls
+    graph = load_graph()
+    model = GCN(16, 7)
+    train(model, graph, jax.random.key(0), GCN_RECIPE, steps=faster(graph, hops=2))
 
-faster and faster_train change no number beyond rounding. faster_bits draws other random
-numbers than JAX's own generator, of the same distribution. Nothing in minignn.py knows
-of this file.
+faster returns steps that do what minignn.adam_steps does, with four differences: they
+compute only what the losses depend on (section 1), sum the entries of a matrix in
+groups (2), draw random numbers that cost less (3), and take ten epochs in one call (4).
+The third draws other numbers than JAX's generator, of the same distribution; the others
+change no number beyond rounding. Nothing in minignn.py knows of this file.
 """
 import dataclasses
 import functools
 import math
 import operator
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import define_prng_impl, threefry_prng_impl
 
-from minignn import (
-    Sparse,
-    adam,
-    check_not_negative,
-    check_splits,
-    check_whole,
-    evaluate,
-    loss_rule,
-    put_where,
-    report,
-    train_step,
-)
+from minignn import Graph, Sparse, adam, evaluate, to_sparse, train_step
 
-# 1. Sums in groups of eight -----------------------------------------------------------
+# 1. The receptive field ---------------------------------------------------------------
+
+
+def receptive_field(graph, hops, splits=("train",)):
+    """The part of a graph that the losses of some splits depend on -> Graph.
+
+    A layer brings features from neighbours, one hop; so the output at a node depends on
+    nodes up to as many hops away as the model has layers. On the path 0 - 1 - 2 - 3
+    with the training node 0 and 2 hops:
+
+        layer 2 computes node 0, from 0 and 1
+        layer 1 computes nodes 0 and 1, from 0, 1 and 2
+
+    What is left is nodes 0, 1 and 2, numbered anew, and rows 0 and 1 of the adjacency,
+    with the values that they have in the whole graph. Loss and gradient are those of
+    the whole graph, dropout's masks aside. (Each layer still runs on all three nodes.
+    What it computes of the others is wrong, and is not used.)
+
+    hops: the number of the model's layers, at least 1. With fewer, the gradient is
+        wrong, and nothing says so.
+    splits: whose nodes the result has; its other splits are empty.
+    """
+    if hops < 1:
+        raise ValueError(f"hops is {hops}: it must be at least 1")
+    rows, cols, values = map(np.asarray, (graph.adj.rows, graph.adj.cols,
+                                          graph.adj.values))
+
+    # From the last layer to the first: which nodes does a layer need, and so have to be
+    # computed by the one before? On the path: {0, 1}, then {0, 1, 2}.
+    needed = np.zeros(graph.adj.shape[0], bool)
+    for split in splits:
+        needed[np.asarray(getattr(graph, split))] = True
+    for _ in range(hops):
+        is_used = needed[rows]                          # entries, in the first layer
+        needed[cols[is_used]] = True
+
+    nodes = np.flatnonzero(needed)
+    new_number = np.cumsum(needed) - 1                  # of a node that is needed
+    adj = to_sparse(new_number[rows[is_used]], new_number[cols[is_used]],
+                    values[is_used], (len(nodes), len(nodes)))
+    x = graph.x
+    if hasattr(x, "values"):                            # a Sparse, see minignn.dropout
+        x_rows, x_cols, x_values = map(np.asarray, (x.rows, x.cols, x.values))
+        is_used = needed[x_rows]
+        x = to_sparse(new_number[x_rows[is_used]], x_cols[is_used], x_values[is_used],
+                      (len(nodes), x.shape[1]))
+    else:
+        x = x[nodes]
+    renumbered = dict.fromkeys(("train", "val", "test"), jnp.zeros(0, jnp.int32))
+    for split in splits:
+        kept = new_number[np.asarray(getattr(graph, split))]
+        renumbered[split] = jnp.asarray(kept, jnp.int32)
+    return Graph(x=x, adj=adj, y=graph.y[nodes], class_names=graph.class_names,
+                 **renumbered)
+
+
+# 2. Sums in groups of eight -----------------------------------------------------------
 #
 # The plain form computes a message for each entry, stores it, and adds the messages to
 # their rows one at a time. On a CPU the last part is the slow one. Take a matrix whose
@@ -181,26 +228,21 @@ class Grouped:
         """[E] int32."""
         return self.places[1]
 
-    def __matmul__(self, b):
-        """As Sparse: [m, k] -> [n, k]."""
-        b = jnp.asarray(b)
-        if b.ndim != 2:
-            raise ValueError(f"cannot multiply {self.shape} by {b.shape}")
-        out = self.aggregate(self.values[:, None], b[:, None, :])   # one head: H = 1
-        return out[:, 0, :]                                         # -> [n, k]
-
     def aggregate(self, weights, h):
-        """As Sparse: [E, H], [m, H, D] -> [n, H, D]."""
+        """As Sparse: [E], [m, k] -> [n, k], or [E, H], [m, H, D] -> [n, H, D]."""
+        plain = Sparse(self.rows, self.cols, self.values, self.shape)
         if len(self.places) == 2:
-            plain = Sparse(self.rows, self.cols, self.values, self.shape)
             return plain.aggregate(weights, h)
-        if len(h) != self.shape[1]:
-            raise ValueError(f"h has {len(h)} rows: it must have {self.shape[1]}")
-        # For weights that are too few, JAX would silently repeat the last.
-        if len(weights) != len(self.rows):
-            raise ValueError(f"{len(weights)} weights for {len(self.rows)} entries")
+        jax.eval_shape(plain.aggregate, weights, h)     # raises what does not fit
+        has_heads = h.ndim == 3
+        if not has_heads:
+            weights, h = weights[:, None], h[:, None, :]        # one head: H = 1
         # Not compiled, it would store each of the eight products.
-        return jax.jit(sum_entries)(self, weights, h)
+        out = jax.jit(sum_entries)(self, weights, h)
+        return out if has_heads else out[:, 0, :]
+
+    __matmul__ = Sparse.__matmul__
+    __repr__ = Sparse.__repr__
 
 
 def grouped(sparse, least=LEAST):
@@ -215,13 +257,13 @@ def grouped(sparse, least=LEAST):
     return Grouped(places, jnp.asarray(sparse.values), sparse.shape)
 
 
-def faster(graph):
+def grouped_graph(graph):
     """The same Graph with its matrices as Grouped; an x that is an array stays."""
     x = grouped(graph.x) if hasattr(graph.x, "values") else graph.x
     return dataclasses.replace(graph, x=x, adj=grouped(graph.adj))
 
 
-# 2. Random bits that cost less --------------------------------------------------------
+# 3. Random bits that cost less --------------------------------------------------------
 #
 # JAX makes random number i of a key by a hash of (key, i) that comes from a cipher, and
 # takes a large part of an epoch for dropout's masks. The hash here is shorter:
@@ -278,86 +320,61 @@ faster_bits = define_prng_impl(
     name="faster_bits",
     tag="fast")
 
-# 3. Ten epochs in one call ------------------------------------------------------------
+# 4. Ten epochs in one call ------------------------------------------------------------
 #
 # Each call of a compiled function costs time of its own: its arguments are looked
-# through, another thread takes over, and Python waits for it. On one core that is half
-# a millisecond per epoch of minignn.train, as long as a third of a GCN's epoch on Cora.
+# through, another thread takes over, and Python waits for it. On one core, that is as
+# long as a third of a GCN's epoch on Cora.
 #
-#     minignn.train    step 1, evaluate 1, step 2, evaluate 2, step 3, ...
-#     here             (step 1, evaluate 1, ... step 10, evaluate 10), (step 11, ...
+#     adam_steps      step 1, evaluate 1, step 2, evaluate 2, step 3, ...
+#     here            (step 1, evaluate 1, ... step 10, evaluate 10), (step 11, ...
 #
-# Within one call, XLA also computes only once what is the same in all ten epochs. The
-# stopping rule then looks at the ten results, one after the other. The epochs after the
-# one at which it stops, nine at most, were computed for nothing.
+# Within one call, XLA also computes only once what is the same in all ten epochs. If
+# the recipe's rule stops the training within the ten, the rest, nine at most, was
+# computed for nothing.
 
 BLOCK = 10
 
 
-@functools.partial(jax.jit, static_argnames=("apply_fun", "penalise_all"))
-def run_block(apply_fun, penalise_all, params, state, train_graph, graph, rng, first,
-              step_size, weight_decay):
-    """Ten epochs, first to first + 9 -> (params, state) after the last of them, and
-    (params, metrics) after each, stacked: every leaf is [10, ...].
+@functools.partial(jax.jit, static_argnames="model")
+def run_block(model, params, state, seen_by_steps, seen_by_rule, rng, recipe):
+    """Ten epochs -> (params, state) after the last of them, and (params, metrics)
+    after each, stacked: every leaf is [10, ...].
     """
-    def run_epoch(carry, epoch):
-        params, state = carry
-        params, state = train_step(apply_fun, penalise_all, params, state, train_graph,
-                                   rng, epoch, step_size, weight_decay)
-        return (params, state), (params, evaluate(apply_fun, params, graph))
+    def run_epoch(carry, _):
+        params, state = train_step(model, *carry, seen_by_steps, rng, recipe)
+        return (params, state), (params, evaluate(model, params, seen_by_rule))
 
-    return jax.lax.scan(run_epoch, (params, state), first + jnp.arange(BLOCK))
+    return jax.lax.scan(run_epoch, (params, state), length=BLOCK)
 
 
-def faster_train(model, graph, rng, epochs=200, step_size=0.01, weight_decay=5e-4,
-                 penalise_all=False, rule=loss_rule, patience=10, log_every=10,
-                 train_graph=None):
-    """minignn.train, its arguments, its results and its errors, with fewer calls."""
-    if train_graph is None:
-        train_graph = graph
-    check_whole(1, epochs=epochs, patience=patience)
-    check_whole(0, log_every=log_every)
-    check_not_negative(step_size=step_size, weight_decay=weight_decay)
-    check_splits(train_graph, graph)
+def faster(graph, hops):
+    """Steps for train(model, graph, ..., steps=faster(graph, hops)), on this graph.
 
-    init_fun, apply_fun = model
-    init_rng, dropout_rng = jax.random.split(rng)
-    _, params = init_fun(init_rng, graph.x.shape)
-    state = adam(step_size)[0](params)
-    params, state = put_where(graph.y, (params, state))
+    hops: the number of the model's layers; see receptive_field.
+    The steps yield what minignn.adam_steps yields, params as NumPy arrays. The metrics
+    of the test nodes, which no rule may see, are nan. The steps raise ValueError for
+    another graph.
+    """
+    seen_by_steps = grouped_graph(receptive_field(graph, hops))
+    seen_by_rule = grouped_graph(receptive_field(graph, hops, ("train", "val")))
 
-    history = {
-        "train_loss": [], "train_accuracy": [], "val_loss": [], "val_accuracy": []}
-    seconds = []
-    kept_params = params
-    last_progress = 0
-    for epoch in range(1, epochs + 1):
-        number = (epoch - 1) % BLOCK                # of this epoch in its block: 0 to 9
-        if number == 0:
-            start = time.perf_counter()
+    def steps(model, train_graph, rng, recipe):
+        if train_graph is not graph:
+            raise ValueError("these steps are made for another graph: use "
+                             "steps=faster(graph, hops) with the graph you train on")
+        init_fun, _ = model
+        init_rng, dropout_rng = jax.random.split(rng)
+        _, params = init_fun(init_rng, graph.x.shape)
+        init_adam, _ = adam(recipe.step_size)
+        state = init_adam(params)
+        key_data = jax.random.bits(dropout_rng, (2,), "uint32")
+        fast_rng = jax.random.wrap_key_data(key_data, impl=faster_bits)
+        for before in range(0, recipe.epochs, BLOCK):
             (params, state), block = run_block(
-                apply_fun, penalise_all, params, state, train_graph, graph, dropout_rng,
-                epoch, step_size, weight_decay)
+                model, params, state, seen_by_steps, seen_by_rule, fast_rng, recipe)
             block = jax.device_get(block)
-            seconds.append((time.perf_counter() - start) / BLOCK)
-        epoch_params, metrics = jax.tree.map(operator.itemgetter(number), block)
+            for i in range(min(BLOCK, recipe.epochs - before)):
+                yield before + i + 1, *jax.tree.map(operator.itemgetter(i), block)
 
-        for name, values in history.items():
-            values.append(float(metrics[name]))
-        # The first block also compiles: it counts as long as there is no other.
-        counted = seconds[1:] if len(seconds) > 1 else seconds
-        report(epoch, metrics, counted, log_every)
-
-        progress, keep = rule(history)
-        if keep:
-            kept_params = epoch_params
-        if progress:
-            last_progress = epoch
-        if epoch - last_progress >= patience:
-            break
-
-    if log_every:
-        print(f"stopped after epoch {epoch} of at most {epochs}: "
-              f"last progress at {last_progress}, patience {patience}")
-    kept_params = put_where(graph.y, jax.tree.map(jnp.asarray, kept_params))
-    return kept_params, {name: np.array(values) for name, values in history.items()}
+    return steps
