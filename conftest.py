@@ -57,13 +57,12 @@ def small(**changes):
 
 @contextlib.contextmanager
 def switch(name, on):
-    """One of JAX's switches is on in this block and as before after it, or off."""
-    before = getattr(jax.config, name)
+    """One of JAX's switches is on in this block and off after it, or the reverse."""
     jax.config.update(name, on)
     try:
         yield
     finally:
-        jax.config.update(name, before)
+        jax.config.update(name, not on)
 
 
 def x64():
@@ -124,7 +123,8 @@ def run_blocks(text):
     """Paste all python blocks of a page; each must print the text block under it."""
     console = Console()
     for source, expected in BLOCK.findall(text):
-        assert paste(console, source) == [line.rstrip() for line in expected.splitlines()]
+        lines = [line.rstrip() for line in expected.splitlines()]
+        assert paste(console, source) == lines
     return console
 
 

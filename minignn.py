@@ -16,38 +16,36 @@ Veličković et al., ICLR 2018), they are computed from h_i and h_j by a learned
     GCN     out = adj.aggregate(adj.values, h)
     GAT     out = adj.aggregate(alpha, h)
 
-where adj, the adjacency, holds who is whose neighbour. All of this file in use:
+adj, the adjacency, says who is whose neighbour; its values are the GCN's weights. All
+of this file in use:
 
     graph = load_graph()                            # Cora, 2708 papers on 7 subjects
     model = GCN(nhid=16, nclass=7)                  # 16 hidden units, 7 classes
-    params, history = train(model, graph, jax.random.key(0), GCN_RECIPE)
+    rng = jax.random.key(0)                         # 0: the seed
+    params, history = train(model, graph, rng, GCN_RECIPE)
     print(evaluate(model, params, graph)["test_accuracy"])          # 0.81 or so
     classes = predict(model, params, graph).argmax(axis=1)          # of all papers
 
 The JAX that it needs, for readers who know NumPy (jnp is JAX's NumPy):
 
     array       never changes; every operation makes a new one
-    key, rng    random numbers are a function of a key: the same key gives the same
-                numbers, so a key is used once. jax.random.split makes several keys
-                from one; fold_in makes one from a key and a number
+    key, rng    random numbers are a function of a key: the same key, the same numbers.
+                So a key is used once. jax.random.split makes several keys from one;
+                fold_in makes one from a key and a number
     pytree      nested lists, tuples and dicts with arrays inside, the leaves.
                 jax.tree.map(f, tree) puts f(leaf) in the place of each leaf; with two
                 trees of the same form, f gets a leaf of each
-    jax.grad    grad(f) is the function that computes the derivative of f, which returns
-                one number, by its first argument. If that is a pytree, the derivative
-                is a pytree of the same form
+    jax.grad    if f returns one number, grad(f)(params) is its derivative by params: an
+                array for an array, a pytree of the same form for a pytree
     jax.jit     jit(f) is f, compiled. At the first call, JAX runs f on stand-ins that
                 have a shape but no numbers, and records what it does; later calls run
-                the record. A new shape makes a new record. An argument that is marked
-                static has no stand-in: f sees itself what it is (a function, or what an
-                `if` asks for), and another one makes a new record
+                the record. A new shape makes a new record. What is marked static has no
+                stand-in (a function, say, that f calls): another one, another record
 
-In comments, shapes stand in brackets, and [before] -> [after] where a line changes one:
-N nodes, E stored entries of a matrix, F features, C classes, H heads of D units each
-(heads come in section 3), and n, m, k for any number.
+Shapes stand in brackets, [before] -> [after] where a line changes one: N nodes, E
+entries of a matrix, F features, C classes; in section 3, H heads of D units.
 
-Needs Python 3.11, jax 0.5 and numpy 1.26, or later versions. MIT License, (c) 2026 The
-minignn developers.
+Needs jax 0.5, numpy 1.26, Python 3.11 or later. MIT License, the minignn developers.
 """
 import dataclasses
 import functools
@@ -64,7 +62,7 @@ import numpy as np
 
 
 def static():
-    """A field that jit treats as a static argument."""
+    """A field that is no array, and static for jit."""
     return dataclasses.field(metadata={"static": True})
 
 
@@ -85,27 +83,26 @@ class Sparse:
     rows: jax.Array                             # [E] int32
     cols: jax.Array                             # [E] int32
     values: jax.Array                           # [E]
-    shape: tuple = static()                     # (n, m); the size of a result
+    shape: tuple = static()                     # (n, m)
 
     def aggregate(self, weights, h):
         """For each row, the sum of weights[e] * h[cols[e]] over its entries e.
 
-        weights: [E], h: [m, k] -> [n, k]. Or with heads, each for itself:
+        weights: [E], h: [m, k] -> [n, k]. Or, in section 3, for H heads at once:
         weights: [E, H], h: [m, H, D] -> [n, H, D].
         """
         h = jnp.asarray(h)
-        num_entries, (num_rows, num_cols) = len(self.rows), self.shape
+        E, (n, m) = len(self.rows), self.shape
+        weights_fit = weights.shape == (E, *h.shape[1:-1])
         # Asked for a row past the end of h, JAX would give the last, without a word.
-        fits = weights.shape == (num_entries, *h.shape[1:-1])
-        if h.ndim not in (2, 3) or len(h) != num_cols or not fits:
+        if h.ndim not in (2, 3) or len(h) != m or not weights_fit:
             raise ValueError(
-                f"weights {list(weights.shape)} and h {list(h.shape)} do not fit "
-                f"{self}: they must be [{num_entries}] and [{num_cols}, any], or with "
-                f"heads [{num_entries}, H] and [{num_cols}, H, any]")
+                f"{self} cannot sum weights {list(weights.shape)}, h {list(h.shape)}"
+                f": they must be [{E}] and [{m}, k], or [{E}, H] and [{m}, H, D]")
         h_of_entry = h[self.cols]                       # [m, k] -> [E, k]
         messages = weights[..., None] * h_of_entry      # [E, 1] * [E, k]
         # The same as: for e in range(E): out[rows[e]] += messages[e]
-        return jax.ops.segment_sum(messages, self.rows, num_rows)       # [n, k]
+        return jax.ops.segment_sum(messages, self.rows, n)              # [n, k]
 
     def __matmul__(self, b):
         """The product with an array, self @ b: [m, k] -> [n, k]."""
@@ -142,11 +139,11 @@ class Graph:
     class_names: tuple = static()               # C strings
 
     def __repr__(self):
-        num_nodes, num_features = self.x.shape
-        num_edges = np.sum(self.adj.rows != self.adj.cols)      # without self-loops
-        return (f"Graph of {num_nodes} nodes, {num_edges} edges, {num_features} "
-                f"features, {len(self.class_names)} classes; {len(self.train)} "
-                f"training, {len(self.val)} validation, {len(self.test)} test nodes")
+        N, F = self.x.shape
+        edges = np.sum(self.adj.rows != self.adj.cols)      # all but self-loops
+        return (f"Graph of {N} nodes, {edges} edges, {F} features, "
+                f"{len(self.class_names)} classes; {len(self.train)} training, "
+                f"{len(self.val)} validation, {len(self.test)} test nodes")
 
 
 # 2. GCN -------------------------------------------------------------------------------
@@ -155,8 +152,8 @@ class Graph:
 def normalize_adjacency(edge_index, num_nodes):
     """The GCN's weights, the matrix Â of the paper's section 3.1 -> Sparse [N, N].
 
-    Row i has an entry for each neighbour j of node i, and for i itself (a self-loop),
-    so that a node also keeps its own features. With d_i entries in row i, its degree,
+    Row i has an entry for each neighbour j of node i, and one for i itself (a
+    self-loop), so that a node keeps its own features. With d_i entries in row i,
 
         Â_ij = 1 / sqrt(d_i d_j)
 
@@ -165,26 +162,26 @@ def normalize_adjacency(edge_index, num_nodes):
                                                      [0  , .41, .50]].
 
     Weights of 1 / d_i would make the sum a mean. With both roots, a neighbour of many
-    counts less than a neighbour of few, and for undirected edges Â is symmetric. Its
-    eigenvalues c lie between -1 and 1: if Â v = c v, then c u_i is the mean of u over
-    row i, where u_i = v_i / sqrt(d_i); and no mean is larger than the largest u. Being
-    symmetric, Â then makes no vector longer, and layers do not blow numbers up.
+    counts less than a neighbour of few. Â has the eigenvalues of the mean, which lie
+    between -1 and 1, as no mean exceeds the largest of its numbers; and as it is also
+    symmetric (for undirected edges), it makes no vector longer.
 
-    edge_index: integers [2, number of edges], the sources and the targets. A node
-    gathers from the nodes that point at it, so that an edge from j to i is an entry in
-    row i, column j. An undirected edge is listed in both directions. An edge that is
-    listed twice counts once. Raises ValueError for an edge to a node that is none.
+    edge_index: integers [2, number of edges], sources and targets. A node gathers from
+    the nodes that point at it: an edge from j to i is an entry in row i, column j. An
+    undirected edge is listed in both directions; what is listed twice counts once.
     """
     edge_index = np.asarray(edge_index)
-    check_edges(edge_index, num_nodes)
-    sources, targets = edge_index.astype(np.int64)          # places can be large
+    check_array("edge_index", edge_index, "integers", [2, "number of edges"])
+    check_none((edge_index < 0) | (edge_index >= num_nodes), "edge_index", edge_index,
+               f"nodes are 0 to {num_nodes - 1}")
+    sources, targets = edge_index.astype(np.int64)          # for the places, below
     nodes = np.arange(num_nodes)
     rows = np.concatenate([targets, nodes])
     cols = np.concatenate([sources, nodes])
 
     # Number the places of the matrix row by row: of 3 columns, row 1, column 2 is 5.
-    # Sorted, equal ones are neighbours, and the first stays: it is larger than the one
-    # before. (np.unique would do, and take ten times as long for ten million edges.)
+    # Sorted, equal ones stand together; keep each that is larger than the one before.
+    # (np.unique does the same, and takes ten times as long for ten million edges.)
     places = np.sort(rows * num_nodes + cols)
     is_first = np.diff(places, prepend=-1) > 0
     rows, cols = np.divmod(places[is_first], num_nodes)     # row 1, column 2 again
@@ -199,21 +196,19 @@ def normalize_adjacency(edge_index, num_nodes):
 #     init_fun(rng, input_shape) -> (output_shape, params)
 #     apply_fun(params, x, adj, rng=None) -> output
 #
-# They remember nothing. The parameters go in as an argument, so the gradient of a loss
-# is an ordinary derivative. With a key, apply_fun drops numbers at random (training);
-# without one, it does not (evaluation). The functions below that begin with a capital
-# letter return such a pair.
+# They remember nothing: the parameters are an argument, and the gradient of a loss is
+# an ordinary derivative. With a key (training), apply_fun drops numbers at random, see
+# dropout. Functions whose names begin with a capital letter return such a pair.
 
 
 def glorot_uniform(rng, shape, fan_in, fan_out):
-    """Random weights between -r and r, so that numbers keep their size over layers.
+    """Random weights between -r and r (Glorot & Bengio 2010, equation 16).
 
-    A sum of n products w x, each x of size 1, has the variance n var(w). That is 1 if
-    var(w) is 1 / n. Forwards, n is fan_in; gradients are sums of fan_out products.
-    Between the two lies 2 / (fan_in + fan_out) (Glorot & Bengio 2010, equation 16).
-    Uniform numbers from -r to r have the variance r^2 / 3, which gives r.
+    An output is a sum of fan_in products: it keeps the size of its inputs if weights
+    have the variance 1 / fan_in. Gradients are sums of fan_out products, and ask for
+    1 / fan_out. Between the two lies 2 / (fan_in + fan_out), which is r^2 / 3.
     """
-    if min(shape) < 1:
+    if min(*shape, fan_in, fan_out) < 1:
         raise ValueError(f"weights {list(shape)}: each size must be at least 1")
     r = math.sqrt(6 / (fan_in + fan_out))
     return jax.random.uniform(rng, shape, minval=-r, maxval=r)
@@ -222,8 +217,7 @@ def glorot_uniform(rng, shape, fan_in, fan_out):
 def dropout(rng, x, rate):
     """Make each number of x 0 with probability rate, and divide the others by 1 - rate.
 
-    So no model can rely on one number alone, and the mean stays (Srivastava et al.
-    2014). Without a key, x is returned.
+    The division keeps the mean (Srivastava et al. 2014). Without a key, x is returned.
     """
     check_rate(rate)
     if rng is None or rate == 0:
@@ -237,8 +231,8 @@ def dropout(rng, x, rate):
 def GraphConvolution(out_dim, bias=False, dropout_rate=0):
     """A layer of the GCN, Â X W: the paper's equation 2, its activation left to chain.
 
-    It is a convolution: as a filter on an image, one W and one kind of sum over the
-    surroundings serve every place. A bias is not in the paper; it is for your models.
+    It is a convolution: one W serves every node, as a filter every place of an image.
+    The bias is not in the paper; it is for models of your own.
 
     params: (W [F, out_dim],) or (W, b [out_dim]).
     x: [N, F], an array or a Sparse -> [N, out_dim].
@@ -253,7 +247,7 @@ def GraphConvolution(out_dim, bias=False, dropout_rate=0):
 
     def apply_fun(params, x, adj, rng=None):
         x = dropout(rng, x, dropout_rate)
-        # First W, then the sum, which so has out_dim columns to add up, and not F.
+        # This product comes first: the sum then has out_dim columns, and not F.
         h = x @ params[0]                                   # [N, F] -> [N, out_dim]
         out = adj.aggregate(adj.values, h)                  # w_ij = Â_ij
         if bias:
@@ -293,9 +287,8 @@ def chain(layers, activation):
 def GCN(nhid, nclass, dropout_rate=0.5):
     """The GCN, Â ReLU(Â X W0) W1: the paper's equation 9 without its softmax.
 
-    Two layers see two hops: a node hears from its neighbours and from theirs. (In the
-    paper's appendix B, two or three layers were best.) The result is called logits: a
-    number for each class, which a softmax makes into probabilities.
+    Through two layers, a node hears from its neighbours' neighbours, too. The result is
+    called logits: a number for each class, which a softmax makes into probabilities.
 
     nhid: hidden units. x: [N, F], an array or a Sparse -> logits [N, C], C = nclass.
     """
@@ -313,10 +306,10 @@ def GCN(nhid, nclass, dropout_rate=0.5):
 #     alpha_ij = exp(score_ij) / the sum of exp(score_ik) over k      equation 3
 #     out_i    = the sum of alpha_ij h_j over j                       equation 4
 #
-# where j and k are neighbours of i, itself among them. (What is x_j here is h_j in the
-# paper, and what is h_j here is W h_j.) A high score_ij makes i hear much of j; which
-# pairs deserve one, a learns from the loss, as W does. Where a is 0, all scores are
-# equal, and alpha_ij is 1 / d_i: the sum is the mean.
+# where j and k are neighbours of i, itself among them. (The paper's h_j is x_j here,
+# its W h_j is h_j.) A high score_ij makes i hear much of j; which pairs deserve one, a
+# learns from the loss, as W does. Where a is 0, all scores are equal, and alpha_ij is
+# 1 / d_i: the sum is the mean.
 
 
 def segment_softmax(scores, rows, num_rows):
@@ -334,17 +327,15 @@ def segment_softmax(scores, rows, num_rows):
 def attention(a1, a2, h, adj):
     """The GAT's weights alpha: a1, a2 [H, D], h [N, H, D] -> [E, H].
 
-    Cut a into halves a1 and a2. Then a . [h_i || h_j] = a1 . h_i + a2 . h_j: a node
-    needs two numbers, computed once, and an edge only their sum.
-
-    Of adj, only the places of the entries count, and not their values.
+    Cut a into halves a1 and a2. Then a . [h_i || h_j] = a1 . h_i + a2 . h_j: two
+    numbers for each node, and a sum for each entry of adj. (Its values do not count.)
     """
     own = jnp.einsum("nhd,hd->nh", h, a1)                   # a1 . h_i, in each head
     neighbour = jnp.einsum("nhd,hd->nh", h, a2)             # a2 . h_j
     scores = own[adj.rows] + neighbour[adj.cols]            # [N, H] -> [E, H]
     # Negative scores times 0.2. Without this line, exp(a1 . h_i) would be a factor of
-    # all terms of row i's softmax, and cancel. ReLU would make them 0, and a learns
-    # nothing from a score that stays 0.
+    # all terms of row i's softmax, and cancel. With ReLU, a would learn nothing from
+    # negative scores.
     scores = jax.nn.leaky_relu(scores, 0.2)
     return segment_softmax(scores, adj.rows, adj.shape[0])
 
@@ -353,8 +344,8 @@ def MultiHeadLayer(nheads, nhid, dropout_rate, last_layer=False):
     """nheads attentions side by side, each with nhid units and its own W, a1 and a2.
 
     Each head can prefer other neighbours; the authors found that several make learning
-    stable (section 2.1). Their outputs stand side by side, but in the last layer, whose
-    nhid units are the classes, they are averaged.
+    stable. Their outputs stand side by side; those of a last layer, whose units are the
+    classes, are averaged.
 
     params: (W [F, H*D], a1 [H, D], a2 [H, D], b [H, D]).
     x: [N, F], an array or a Sparse -> [N, H*D], in the last layer [N, D].
@@ -399,13 +390,12 @@ def GraphAttentionLayer(out_dim, dropout_rate):
 def GAT(nheads, nhid, nclass, dropout_rate=0.6):
     """The GAT: layers of heads, ELU between them. For Cora, GAT([8, 1], [8], 7).
 
-    nheads: how many heads each layer has. nhid: how many units a head has, in each
-    layer but the last, where it has nclass.
+    nheads: the heads of each layer. nhid: the units of a head, in each layer but the
+    last, where they are nclass.
     x: [N, F], an array or a Sparse -> logits [N, C], C = nclass.
     """
     if len(nheads) != len(nhid) + 1:
-        raise ValueError(f"nheads is {nheads}, nhid {nhid}: nheads needs one number "
-                         "more, for the last layer")
+        raise ValueError(f"nheads is {nheads}, nhid {nhid}: nheads must be one longer")
     layers = []
     for heads, units in zip(nheads[:-1], nhid):
         layers.append(MultiHeadLayer(heads, units, dropout_rate))
@@ -427,15 +417,18 @@ def log_softmax(logits):
 def cross_entropy(logits, labels):
     """Minus the log-probability of the right class, the mean over n nodes.
 
-    (The GCN paper's equation 10 is the sum; the mean is in both papers' code.)
+    (The GCN paper's equation 10 is their sum; both papers' code takes the mean.)
     logits: [n, C]. labels: [n], from 0 to C - 1; any other makes the result nan, and
-    its gradient, too. (As an index, -1 would be the last class, without a word.)
+    its gradient, too.
     """
     check_shape("labels", labels, logits.shape[:1])
-    is_right = labels[:, None] == jnp.arange(logits.shape[1])               # [n, C]
-    log_p = jnp.where(is_right, log_softmax(logits), 0).sum(axis=1)         # [n]
-    one_or_nan = jnp.where(is_right.any(axis=1), 1, jnp.nan)
-    return -(log_p * one_or_nan).mean()
+    num_nodes, num_classes = logits.shape
+    # -1 would be read as the last class, and compiled code cannot raise an error. So
+    # what is no class is read as class 0, and multiplied by nan.
+    is_class = (labels >= 0) & (labels < num_classes)
+    classes = jnp.where(is_class, labels, 0)
+    log_p = log_softmax(logits)[jnp.arange(num_nodes), classes]             # [n]
+    return -(log_p * jnp.where(is_class, 1, jnp.nan)).mean()
 
 
 def accuracy(logits, labels):
@@ -459,8 +452,8 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
         update(grads, state, params) -> (params, state)
 
     m is a running mean of each gradient, v a running mean of its square. A parameter
-    moves against m / sqrt(v), whatever the gradient's size: by about step_size while
-    the gradient stays the same, by less where its sign changes.
+    moves by step_size * m / sqrt(v): by step_size while its gradient stays the same,
+    large or small, and by less where the gradient's sign changes.
     """
 
     def init(params):
@@ -489,17 +482,12 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 
 
 # A rule looks at the history after each epoch, a dict of lists with a number for each
-# epoch so far, and gives two answers: was this epoch progress (without any for
-# `patience` epochs, training stops), and are its params kept? What was kept last is the
-# result. The first epoch counts as progress and is kept, whatever the rule says.
+# epoch, and gives two answers: was there progress (without any for `patience` epochs,
+# training stops), and are these params kept? The last ones kept are the result.
 
 
 def loss_rule(history):
-    """The GCN paper's: a new lowest validation loss is progress. Keep the last params.
-
-    (The authors' code also keeps the last, but stops when the loss is above the mean of
-    the ten before.)
-    """
+    """The GCN paper's: a new lowest validation loss is progress. All are kept."""
     *before, loss = history["val_loss"]
     is_progress = loss < min(before, default=math.inf)
     return is_progress, True
@@ -529,7 +517,8 @@ class Recipe:
     rule: Callable = static()           # see above
 
 
-# The first layer has most of the GCN's parameters: 22,928 of 23,040 on Cora.
+# The papers' settings. The GCN's penalty is on the first layer only, which has 22,928
+# of its 23,040 parameters on Cora.
 GCN_RECIPE = Recipe(step_size=0.01, weight_decay=5e-4, penalise_all=False,
                     epochs=200, rule=loss_rule, patience=10)
 GAT_RECIPE = Recipe(step_size=0.005, weight_decay=5e-4, penalise_all=True,
@@ -540,14 +529,14 @@ def predict(model, params, graph, rng=None):
     """The model's logits for all nodes: [N, C]. A key turns dropout on."""
     _, apply_fun = model
     logits = apply_fun(params, graph.x, graph.adj, rng)
-    # With too few rows, logits[graph.train] would not fail: JAX reads the last instead.
+    # With too few rows, the loss would read other nodes' logits, as in aggregate.
     check_shape("logits [labels, classes]", logits,
                 (len(graph.y), len(graph.class_names)))
     return logits
 
 
-# This is @jax.jit, with the model, two functions, as a static argument. Each GCN(16, 7)
-# makes two new functions, for which jit compiles anew: make one model, and keep it.
+# @jax.jit, with the model, two functions, as a static argument. Each GCN(16, 7) makes
+# new functions, for which jit compiles anew: make one model, and keep it.
 @functools.partial(jax.jit, static_argnames="model")
 def train_step(model, params, state, graph, rng, recipe):
     """One step of Adam on the training nodes -> (params, state).
@@ -598,26 +587,21 @@ def adam_steps(model, graph, rng, recipe):
 def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
     """Take steps until the recipe says stop -> (params, history).
 
-    rng: a key, jax.random.key(0), say.
     log_every: the number of epochs from one printed line to the next, 0 for silence.
-    steps: a function like adam_steps. Write your own for another optimizer or loss.
-    history: a dict of lists, train_loss, train_accuracy, val_loss and val_accuracy.
-    Raises ValueError for a graph that cannot be trained on, FloatingPointError if a
-    loss is infinite or nan.
+    steps: a function like adam_steps; your own can have another optimizer or loss.
+    history: a dict of lists, a number for each epoch.
+    Raises ValueError for arguments that do not fit, FloatingPointError if a loss is
+    infinite or nan.
     """
     check_training(graph, rng, recipe)
     history = {
         "train_loss": [], "train_accuracy": [], "val_loss": [], "val_accuracy": []}
-    last_progress = 1
     for epoch, params, metrics in steps(model, graph, rng, recipe):
-        metrics = {name: float(value) for name, value in metrics.items()}
+        line = f"epoch {epoch:4d}"
         for name, values in history.items():    # the test nodes have no place in it
-            values.append(metrics[name])
-        line = (f"epoch {epoch:4d} | train loss {metrics['train_loss']:.4f}, "
-                f"accuracy {metrics['train_accuracy']:.4f} | "
-                f"val loss {metrics['val_loss']:.4f}, "
-                f"accuracy {metrics['val_accuracy']:.4f}")
-        if not math.isfinite(metrics["train_loss"] + metrics["val_loss"]):
+            values.append(float(metrics[name]))
+            line += f" | {name} {values[-1]:.4f}"
+        if not math.isfinite(history["train_loss"][-1] + history["val_loss"][-1]):
             cause = ("is there a nan in x or adj, or a label that is no class?"
                      if epoch == 1 else "lower step_size or weight_decay")
             raise FloatingPointError(f"{line}: {cause}")
@@ -627,7 +611,7 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
         is_progress, is_kept = recipe.rule(history)
         if is_kept or epoch == 1:
             kept_params = params
-        if is_progress:
+        if is_progress or epoch == 1:
             last_progress = epoch
         if epoch == 1:
             start = time.perf_counter()         # the first epoch also compiles
@@ -642,7 +626,8 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
 
 # 7. Data ------------------------------------------------------------------------------
 
-# In data/ beside this file; in a notebook cell, which has no __file__, where it runs.
+LARGE = np.float64(1e30)    # float32 ends at 3e38, and features are yet to be summed
+# In data/ beside this file, or, in a notebook, which has no __file__, where that runs.
 CORA = pathlib.Path(globals().get("__file__", "")).parent / "data" / "cora.npz"
 
 
@@ -660,18 +645,16 @@ def from_dense(matrix):
 
 
 def load_graph(path=CORA, normalize=True):
-    """The Graph of an .npz file that holds make_graph's arrays (np.savez makes one).
+    """The Graph of an .npz file, as np.savez writes it, of make_graph's arguments.
 
-    class_names may be missing. Raises OSError if there is no such file, ValueError that
-    names the file for all else that is wrong with it.
+    Raises OSError for a missing file, ValueError for whatever is wrong with it.
     """
-    names = ["x", "edge_index", "y", "train_mask", "val_mask", "test_mask"]
+    names = ("x", "edge_index", "y", "train_mask", "val_mask", "test_mask",
+             "class_names")
     with open(path, "rb") as stream:
         try:
-            with np.lib.npyio.NpzFile(stream) as file:      # np.load takes more kinds
-                if "class_names" in file:
-                    names.append("class_names")
-                arrays = {name: file[name] for name in names}
+            with np.lib.npyio.NpzFile(stream) as file:
+                arrays = {name: file[name] for name in names if name in file}
             return make_graph(**arrays, normalize=normalize)
         except Exception as error:              # a damaged file can fail in any way
             raise ValueError(f"{path}: {error}") from error
@@ -684,21 +667,20 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     x: features [N, F]; they become a Sparse if more than half of them are 0.
     edge_index: integers [2, number of edges], see normalize_adjacency.
     y: integers [N], the class of each node, from 0; -1 for none.
-    train_mask, val_mask, test_mask: booleans [N]. A mask may select nothing.
-    class_names: C strings; by default "0", "1", ... up to the largest class.
-    normalize: divide each row of x by its sum. So a paper with many words counts no
-        more than one with few.
+    train_mask, val_mask, test_mask: booleans [N].
+    class_names: C strings; without them, "0", "1", ... up to the largest class.
+    normalize: divide each row of x by its sum, so that a paper with many words counts
+        no more than one with few.
     Raises ValueError that says what is wrong, and where.
     """
     x, y, edge_index = np.asarray(x), np.asarray(y), np.asarray(edge_index)
     check_array("x", x, "numbers", ["N", "F"])
     if x.size == 0:
         raise ValueError(f"x is {list(x.shape)}: a graph needs a node and a feature")
-    # float32 ends at 3e38, and x is yet to be summed. (A plain 1e30 is no float16.)
-    check_none(~(np.abs(x) < np.float64(1e30)), "x", x, "it must be below 1e30 in size")
-    if normalize:
-        check_none(x < 0, "x", x, "rows with negative numbers cannot be divided by "
-                   "their sum; say normalize=False (--no-normalize in the scripts)")
+    is_finite = np.abs(x) < LARGE                           # also not nan
+    check_none(~is_finite, "x", x, "it must be below 1e30 in size")
+    check_none((x < 0) & normalize, "x", x, "normalize=False (in the scripts, "
+               "--no-normalize) is for negative numbers, whose sum can be 0")
     num_nodes, _ = x.shape
 
     check_array("y", y, "integers", [num_nodes])
@@ -710,22 +692,20 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     check_none((y < -1) | (y >= len(class_names)), "y", y,
                f"classes are 0 to {len(class_names) - 1}, or -1 for none")
 
-    masks = {"train": np.asarray(train_mask), "val": np.asarray(val_mask),
-             "test": np.asarray(test_mask)}
+    masks = {"train": train_mask, "val": val_mask, "test": test_mask}
+    nodes, is_taken = {}, np.zeros(num_nodes, bool)
     for split, mask in masks.items():
+        mask = np.asarray(mask)
         check_array(f"{split}_mask", mask, "booleans", [num_nodes])
-    num_masks = sum(mask.astype(int) for mask in masks.values())        # of each node
-    for split, mask in masks.items():
-        check_none(mask & (num_masks > 1), f"{split}_mask", mask,
-                   "another mask selects this node, too")
+        check_none(mask & is_taken, f"{split}_mask", mask, "another has it, too")
         check_none(mask & (y < 0), "y", y, f"{split}_mask selects it: it needs a class")
+        nodes[split] = jnp.asarray(np.flatnonzero(mask), jnp.int32)
+        is_taken = is_taken | mask
 
     x = x.astype(jnp.result_type(float))        # float32, unless JAX is set to float64
     if normalize:
         x = row_normalize(x)
     mostly_zeros = np.count_nonzero(x) < x.size / 2
-    nodes = {split: jnp.asarray(np.flatnonzero(mask), jnp.int32)
-             for split, mask in masks.items()}
     return Graph(
         x=from_dense(x) if mostly_zeros else jnp.asarray(x),
         adj=normalize_adjacency(edge_index, num_nodes),
@@ -734,7 +714,8 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
         **nodes)
 
 
-# The checks. Each raises ValueError: what it is about, what that is, and the rule.
+# The rest checks what comes in. An error says what it is about, what that is, and what
+# it must be.
 
 
 def check_none(is_bad, name, array, rule):
@@ -744,27 +725,20 @@ def check_none(is_bad, name, array, rule):
         raise ValueError(f"{name}{index} is {array[tuple(index)]}: {rule}")
 
 
-KINDS = {"booleans": "b", "integers": "iu", "numbers": "biuf", "strings": "US"}
-
-
 def check_array(name, array, meaning, shape):
     """Check an array's type and shape. A letter in the shape is any length."""
-    fits = [isinstance(n, str) or n == length for n, length in zip(shape, array.shape)]
-    right_shape = len(shape) == array.ndim and all(fits)
-    # NumPy makes floats of an empty list.
-    right_type = array.dtype.kind in KINDS[meaning] or array.size == 0
-    if not right_shape or not right_type:
+    kinds = {"booleans": "b", "integers": "iu", "numbers": "biuf", "strings": "US"}
+    is_right = len(shape) == array.ndim
+    for expected, length in zip(shape, array.shape):
+        is_right &= isinstance(expected, str) or expected == length
+    if array.size > 0:              # NumPy makes floats of an empty list
+        is_right &= array.dtype.kind in kinds[meaning]
+    if not is_right:
         is_what = f"{array.dtype} {list(array.shape)}"
         if array.ndim == 0:         # NumPy wraps what it does not know: a scipy matrix
             is_what = type(array.item()).__name__
-        lengths = ", ".join(str(n) for n in shape)
+        lengths = ", ".join(str(length) for length in shape)
         raise ValueError(f"{name} is {is_what}: it must be {meaning} [{lengths}]")
-
-
-def check_edges(edge_index, num_nodes):
-    check_array("edge_index", edge_index, "integers", [2, "number of edges"])
-    check_none((edge_index < 0) | (edge_index >= num_nodes), "edge_index", edge_index,
-               f"nodes are 0 to {num_nodes - 1}")
 
 
 def check_shape(name, array, shape):
@@ -779,7 +753,7 @@ def check_rate(rate):
 
 def check_training(graph, rng, recipe):
     if not isinstance(rng, jax.Array):
-        raise ValueError(f"rng is {rng!r}: it must be a key, jax.random.key(0), say")
+        raise ValueError(f"rng is {rng!r}: it must be a key, as jax.random.key(0)")
     for name, number in (("epochs", recipe.epochs), ("patience", recipe.patience)):
         if number < 1:
             raise ValueError(f"{name} is {number}: it must be at least 1")
@@ -791,15 +765,15 @@ def check_training(graph, rng, recipe):
     if len(graph.train) == 0:
         raise ValueError("train is empty: there is no node to train on")
     if len(graph.val) == 0:
-        raise ValueError("val is empty: there is no node to decide when to stop; "
-                         "dataclasses.replace(graph, val=graph.train) takes train's")
+        raise ValueError("val is empty: no node decides when to stop; "
+                         "dataclasses.replace(graph, val=graph.train) lets train's")
 
 
-# What to copy, with the imports, into a file of your own. Each part needs those above
-# it. Statements that begin with check can be deleted.
+# What to copy, with the imports, for a GCN or a GAT in a file of your own. Statements
+# that begin with check can be deleted.
 #
 #     the graph       section 1; normalize_adjacency; section 7
 #     for layers      glorot_uniform, dropout, split_or_none, chain
 #     a GCN           GraphConvolution, GCN
-#     a GAT           segment_softmax, attention, MultiHeadLayer, GAT
+#     or a GAT        segment_softmax, attention, MultiHeadLayer, GAT
 #     its training    sections 4, 5 and 6
