@@ -58,15 +58,17 @@ try:
     if args.fast:
         from scale.faster import faster
         steps = faster(graph, hops=2)
+    mesh = jax.make_mesh((args.devices,), ("edges",))
     if args.devices > 1:
         from scale.devices import shard_graph
-        graph = shard_graph(graph, jax.make_mesh((args.devices,), ("edges",)))
 except (OSError, ValueError, ImportError) as error:
     parser.error(str(error))
 for split in ("train", "val", "test"):
     if len(getattr(graph, split)) == 0:
         parser.error(f"{args.data}: {split}_mask selects no node")
 print(graph, flush=True)
+if args.devices > 1:
+    graph = shard_graph(graph, mesh)
 
 recipe = dataclasses.replace(
     paper, step_size=args.lr, weight_decay=args.weight_decay, epochs=args.epochs,
