@@ -1099,7 +1099,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_says_where_to_look():
     graph = make_graph(**small())
     for node in 0, 2:           # a training node, a validation node
         bad = dataclasses.replace(graph, x=graph.x.at[node].set(jnp.nan))
-        with pytest.raises(FloatingPointError, match="epoch    1 .* nan.* x or adj, or"):
+        with pytest.raises(FloatingPointError, match="epoch    1 .* nan.* in x or adj"):
             quiet_train(TINY, bad)
 
     def steps(*arguments):
@@ -1267,7 +1267,7 @@ BAD_GRAPHS = {
     "y is float64 [6]": small(y=np.zeros(6)),
     "y is <U1 [6]": small(y=np.array(list("abbaba"))),
     "y[5] is -2: classes are 0 to 1": changed("y", 5, -2),
-    "y[4] is 2: classes are 0 to 1": changed("y", 4, 2) | {"class_names": ["a", "b"]},
+    "y[4] is 2: classes are": changed("y", 4, 2) | {"class_names": ["a", "b"]},
     "y[5] is 255: without class_names": small(y=np.uint8([0, 1, 1, 0, 1, 255])),
     "y[1] is 2147483647": small(y=np.array([0, 2 ** 31 - 1, 1, 0, 1, -1], np.int32)),
     "y[3] is -1: val_mask selects it": changed("y", 3, -1),
