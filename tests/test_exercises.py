@@ -1,0 +1,261 @@
+"""exercises.md, solutions.md and what lab/checks.py says of right and wrong answers."""
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import minignn
+from conftest import BLOCK, ROOT, Console, paste, run_blocks
+from lab import checks
+
+
+def read(page):
+    return (ROOT / "docs" / page).read_text(encoding="utf-8")
+
+
+EXERCISES, SOLUTIONS = read("exercises.md"), read("solutions.md")
+
+
+def said(capsys, name, function):
+    checks.check(name, function)
+    return capsys.readouterr().out
+
+
+# The pages ----------------------------------------------------------------------------
+
+
+def test_the_solutions_run_and_are_right(as_a_reader):
+    run_blocks(SOLUTIONS)
+    assert re.findall(r"^(\w+): right$", SOLUTIONS, re.M) == list(checks.EXERCISES)
+
+
+def test_the_exercises_run_with_nothing_filled_in(as_a_reader):
+    console, lines = Console(), []
+    for source, _ in BLOCK.findall(EXERCISES):
+        lines += paste(console, source)
+    assert lines == [f"{name}: not yet, it returns None" for name in checks.EXERCISES]
+
+
+def test_exercises_and_solutions_have_the_same_headings():
+    headings = re.findall(r"^##+ .*", EXERCISES, re.M)
+    assert headings == re.findall(r"^##+ .*", SOLUTIONS, re.M)
+    numbers = [int(number) for number in re.findall(r"^### (\d+)\. ", EXERCISES, re.M)]
+    assert numbers == list(range(1, 23))
+
+
+def test_the_functions_of_both_pages_have_the_same_arguments():
+    for name in checks.EXERCISES:
+        line = re.compile(rf"^def {name}\(.*\):$", re.M)
+        assert line.findall(EXERCISES) == line.findall(SOLUTIONS) != []
+
+
+def test_the_points_are_100_and_every_exercise_has_its_session():
+    page = read("teaching.md")
+    _, plan, points, _ = re.split(r"^\| (?:session|exercises|PyTorch) .*\n", page,
+                                  flags=re.M)
+    total, seen = 0, []
+    for row in re.findall(r"^\| (\d.*) \| (\d+) \|$", points, re.M):
+        numbers = re.findall(r"\d+", row[0])
+        total += int(row[1]) * (1 if " or " in row[0] else len(numbers))
+        seen += numbers
+    assert total == 100
+    planned = [number for row in re.findall(r"^\|.*\| (\d.*) \|$", plan, re.M)
+               for number in re.findall(r"\d+", row)]
+    everything = [str(number) for number in range(1, 23)]
+    assert sorted(seen, key=int) == sorted(planned, key=int) == everything
+
+
+CITATION = re.compile(r"([A-Z]\w+)(?: et al\.| & ([A-Z]\w+))? \(?(\d{4})")
+
+
+@pytest.mark.parametrize("page", ["exercises.md", "solutions.md"])
+def test_what_is_cited_is_in_the_list_of_references(page):
+    references = re.split(r"^- ", read("references.md"), flags=re.M)
+    cited = CITATION.findall(read(page))
+    assert cited
+    for first, second, year in cited:
+        assert any(re.match(rf"\S.*?\b{first}\b[^:]*\b{second}\b.*\b{year}\b", entry,
+                            re.S) for entry in references), (first, second, year)
+
+
+# Right answers ------------------------------------------------------------------------
+
+
+def sparse(rows, cols, values, n):
+    return minignn.Sparse(rows, cols, values, (n, n))
+
+
+def of_minignn(name):
+    """minignn's own function, with the arguments of the exercise."""
+    def aggregate(weights, h, rows, cols, num_rows):
+        adj = minignn.Sparse(rows, cols, weights, (num_rows, len(h)))
+        return adj.aggregate(weights, h)
+
+    def normalisation(rows, cols, num_nodes):
+        adj = minignn.normalize_adjacency(np.stack([cols, rows]), num_nodes)
+        return adj.rows, adj.cols, adj.values
+
+    def gcn_layer(W, b, x, rows, cols, values):
+        _, apply_fun = minignn.GraphConvolution(len(b), bias=True)
+        return jax.nn.relu(apply_fun((W, b), x, sparse(rows, cols, values, len(x))))
+
+    def attention(a1, a2, h, rows, cols):
+        adj = sparse(rows, cols, jnp.ones(len(rows)), len(h))
+        return minignn.attention(a1[None], a2[None], h[:, None], adj)[:, 0]
+
+    def heads(params, x, rows, cols, average):
+        W, a1, a2 = zip(*params)
+        H, D = len(a1), len(a1[0])
+        _, apply_fun = minignn.MultiHeadLayer(H, D, 0, last_layer=average)
+        adj = sparse(rows, cols, jnp.ones(len(rows)), len(x))
+        stacked = jnp.hstack(W), jnp.stack(a1), jnp.stack(a2), jnp.zeros((H, D))
+        return apply_fun(stacked, x, adj)
+
+    def adam_step(params, grads, m, v, t, step_size):
+        _, update = minignn.adam(step_size)
+        params, (_, m, v) = update(grads, (t - 1, m, v), params)
+        return params, m, v
+
+    return locals().get(name) or getattr(minignn, name)
+
+
+@pytest.mark.parametrize("name", [
+    "aggregate", "normalisation", "gcn_layer", "segment_softmax", "attention", "heads",
+    "cross_entropy", "adam_step"])
+def test_the_functions_of_minignn_pass(name, capsys):
+    assert said(capsys, name, of_minignn(name)) == f"{name}: right\n"
+
+
+def test_the_derivative_by_jax_passes(capsys):
+    gradient = jax.grad(minignn.cross_entropy)
+    assert said(capsys, "cross_entropy_gradient", gradient).endswith(": right\n")
+
+
+# Wrong answers: the solution with one thing changed -----------------------------------
+
+
+def solution(name):
+    """The code of a function, up to its check."""
+    source, = [source for source, _ in BLOCK.findall(SOLUTIONS)
+               if f'check("{name}"' in source]
+    return source[source.index("def "):source.index("\ncheck(")]
+
+
+WRONG = [
+    ("aggregate", "h[cols]", "h[rows]", "numbers differ: row 0, column 0 is"),
+    ("aggregate", "weights[:, None]", "-weights[:, None]", "all is -1 times"),
+    ("aggregate", "rows, num_rows", "rows, int(rows.max()) + 1", "shape is [4, 3]"),
+    ("normalisation", ", nodes])", "])", "node 0 has no entry for itself"),
+    ("normalisation", "bincount(rows,", "bincount(rows[:-num_nodes],", "is inf"),
+    ("normalisation", "degree[cols]", "degree[rows]", "is not row"),
+    ("normalisation", "jnp.sqrt(", "(", "numbers differ"),
+    ("gcn_layer", "jax.nn.relu", "", "numbers differ"),
+    ("gcn_layer", "W, rows, cols, len(x)) + b", "W + b, rows, cols, len(x))", "differ"),
+    ("gcn_layer", "rows, cols, len", "cols, rows, len", "numbers differ"),
+    ("segment_softmax", "exp / total[rows]", "exp / exp.sum()", "row 0 sums to 0."),
+    ("segment_softmax", "exp / total[rows]", "exp", "row 0 sums to"),
+    ("segment_softmax", " - largest[rows]", "", "case 2, 12 of 14 numbers differ"),
+    ("segment_softmax", "largest[rows]", "largest.max()", "case 2, "),
+    ("attention", "cols], 0.2", "cols]", "14 numbers differ"),
+    ("attention", "h @ a1, h @ a2", "h @ a2, h @ a1", "14 numbers differ"),
+    ("attention", "softmax(scores, rows", "softmax(scores, cols", "and must to 1"),
+    ("heads", " / len(outputs)", "", "case 2, all is 2 times"),
+    ("heads", "jnp.hstack(outputs)", "jnp.stack(outputs, 2).reshape(len(x), -1)",
+     "numbers differ"),
+    ("heads", "aggregate(alpha, h", "aggregate(alpha, x", "shape is [6, 8]"),
+    ("gatv2_scores", "units, 0.2) @ a", "units @ a, 0.2)", "14 numbers differ"),
+    ("gatv2_scores", "W1)[rows] + (x @ W2)[cols]", "W1)[cols] + (x @ W2)[rows]",
+     "numbers differ"),
+    ("cross_entropy", "-log_p", "log_p", "the loss is negative"),
+    ("cross_entropy", ".mean()", ".sum()", "the loss grows with the number of rows"),
+    ("cross_entropy", "axis=1", "axis=0", "is not right"),
+    ("cross_entropy", " - logits.max(axis=1, keepdims=True)", "", "case 3, "),
+    ("adam_step", "m / (1 - 0.9 ** t)", "m", "moves by 0.01, and must by 0.1"),
+    ("adam_step", "v / (1 - 0.999 ** t)", "v", "moves by 3.162, and must by 0.1"),
+    ("adam_step", "param - ", "param + ", "moves along its gradient"),
+    ("adam_step", "g ** 2", "g", "step 1, v['W']"),
+    ("adam_step", "** t))", "** t) + 1e-8)", "step 1, params['W']: "),
+    ("residual", "x + layer", "layer", "without a key"),
+    ("residual", "adj, rng)\n", "adj)\n", "with a key"),
+    ("mean_and_max", "jnp.where(count > 0, largest, 0)", "largest",
+     "the maximum: row 4 is empty and must be 0, and is -inf"),
+    ("mean_and_max", "jnp.where(count > 0, largest, 0)", "jnp.maximum(largest, 0)",
+     "the maximum: "),
+    ("mean_and_max", "jnp.maximum(count, 1)", "count", "row 4 is empty and must be 0"),
+    ("mean_and_max", "jnp.maximum(count, 1)", "len(h)", "the mean: "),
+    ("read_out", "jnp.maximum(count, 1)", "count", "graph 3 is empty and must be 0"),
+    ("read_out", "total = ", "num_graphs = int(graph_of_node.max()) + 1\n    total = ",
+     "the shape is [3, 6]"),
+    ("read_out", "jnp.maximum(count, 1)", "len(h)", "numbers differ"),
+    ("cross_entropy_gradient", " / n", "", "all is 6 times what it must be"),
+    ("cross_entropy_gradient", "jax.nn.softmax(logits)", "0", "row 0 sums to -0."),
+    ("cross_entropy_gradient", "return (", "return -(", "all is -1 times"),
+    ("compare", "ddof=1", "ddof=0", "the unpaired error"),
+    ("compare", "error(a - b)", "abs(error(a) - error(b))", "the paired error"),
+    ("compare", "jnp.mean(a - b)", "jnp.mean(b - a)", "the difference"),
+]
+
+
+@pytest.mark.parametrize("name, right, wrong, message", WRONG)
+def test_a_typical_mistake_is_refused_and_named(name, right, wrong, message, capsys):
+    session = {"jax": jax, "jnp": jnp}
+    for earlier in ("aggregate", "segment_softmax", "attention"):
+        exec(solution(earlier), session)
+    source = solution(name)
+    assert right in source
+    exec(source.replace(right, wrong), session)
+    line = said(capsys, name, session[name])
+    assert re.match(rf"{name}: case \d, ", line)
+    assert message in line
+    assert line.count("\n") == 1
+
+
+def test_every_exercise_has_two_mistakes():
+    names = [name for name, *_ in WRONG]
+    assert all(names.count(name) >= 2 for name in checks.EXERCISES)
+
+
+# The rest of checks.py ----------------------------------------------------------------
+
+
+def test_what_is_not_written_yet(capsys):
+    assert said(capsys, "heads", ...) == "heads: not yet\n"
+    for name in checks.EXERCISES:
+        assert "not yet" in said(capsys, name, lambda *args: None)
+
+
+@pytest.mark.parametrize("name", ["aggregate", "segment_softmax", "heads"])
+def test_case_shows_what_check_gives(name):
+    seen = []
+    checks.check(name, lambda *args: seen.append(args) or of_minignn(name)(*args))
+    assert len(seen) == checks.NUM_CASES
+    for number, args in enumerate(seen, start=1):
+        jax.tree.map(np.testing.assert_array_equal, args, checks.case(name, number))
+
+
+def test_a_teacher_checks_a_file(tmp_path, capsys):
+    path = tmp_path / "answers.py"
+    path.write_text("import jax\nprint('hello')\n" + solution("aggregate")
+                    + "\n\n\ndef heads(params):\n    return 1\n")
+    checks.main(path)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(checks.EXERCISES)
+    assert lines[:2] == ["aggregate: right", "normalisation: not yet"]
+    assert lines[5].startswith("heads: TypeError: heads() takes 1 ")
+
+
+def test_the_nearest_mean_of_two_clear_classes():
+    """Two far heaps of 30; the 20 of each that make the means are not counted."""
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    labels = np.arange(60) % 2
+    x[labels == 1] += 20
+    assert checks.nearest_mean(x, labels, seed=0) == 1
+    # 40 nodes make the means of the right labels; of the 20 others, half is moved.
+    train = np.concatenate([
+        [i for i in np.random.default_rng(0).permutation(60) if labels[i] == c][:20]
+        for c in (0, 1)])
+    others = np.setdiff1d(np.arange(60), train)
+    x[others[:10]] += 20 * (1 - 2 * labels[others[:10], None])
+    assert checks.nearest_mean(x, labels, seed=0) == 0.5
