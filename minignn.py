@@ -11,7 +11,7 @@ its neighbours j, itself among them:
 The sum is one function here, aggregate. What makes a layer is where its weights w_ij
 come from. In a GCN (graph convolutional network: Kipf & Welling, ICLR 2017), they
 follow from how many neighbours i and j have. In a GAT (graph attention network:
-Veličković et al., ICLR 2018), they are computed from h_i and h_j by a learned part:
+Veličković et al., ICLR 2018), they, alpha, are computed by a learned part:
 
     GCN     out = adj.aggregate(adj.values, h)
     GAT     out = adj.aggregate(alpha, h)
@@ -39,11 +39,13 @@ The JAX that it needs, for readers who know NumPy (jnp is JAX's NumPy):
                 array for an array, a pytree of the same form for a pytree
     jax.jit     jit(f) is f, compiled. At the first call, JAX runs f on stand-ins that
                 have a shape but no numbers, and records what it does; later calls run
-                the record. A new shape makes a new record. What is marked static has no
-                stand-in (a function, say, that f calls): another one, another record
+                the record. A new shape makes a new record. An argument marked static is
+                no stand-in, but itself: a function that f calls, or what an `if` asks.
+                Another one makes a new record
 
 Shapes stand in brackets, [before] -> [after] where a line changes one: N nodes, E
-entries of a matrix, F features, C classes; in section 3, H heads of D units.
+entries of a matrix, F features, C classes; in section 3, H heads of D units. Functions
+check_..., at the end, refuse what does not fit; skip them.
 
 Needs jax 0.5, numpy 1.26, Python 3.11 or later. MIT License, the minignn developers.
 """
@@ -62,12 +64,12 @@ import numpy as np
 
 
 def static():
-    """A field that is no array, and static for jit."""
+    """Mark a field of a dataclass as static for jit."""
     return dataclasses.field(metadata={"static": True})
 
 
-@jax.tree_util.register_dataclass       # makes it a pytree: its arrays are the leaves
-@dataclasses.dataclass(frozen=True, eq=False)
+@jax.tree_util.register_dataclass       # a pytree: what is not static is its leaves
+@dataclasses.dataclass(frozen=True, eq=False)           # == of arrays is no yes or no
 class Sparse:
     """A matrix of which only E entries are stored; the others are zero.
 
@@ -93,7 +95,7 @@ class Sparse:
         """
         h = jnp.asarray(h)
         E, (n, m) = len(self.rows), self.shape
-        weights_fit = weights.shape == (E, *h.shape[1:-1])
+        weights_fit = weights.shape == (E, *h.shape[1:-1])      # [E] or [E, H]
         # Asked for a row past the end of h, JAX would give the last, without a word.
         if h.ndim not in (2, 3) or len(h) != m or not weights_fit:
             raise ValueError(
@@ -133,9 +135,9 @@ class Graph:
     x: jax.Array | Sparse                       # features [N, F]
     adj: Sparse                                 # [N, N], see normalize_adjacency
     y: jax.Array                                # labels [N], -1 for none
-    train: jax.Array                            # [n] nodes whose loss is minimised,
-    val: jax.Array                              # that decide when to stop,
-    test: jax.Array                             # and on which the result is reported
+    train: jax.Array                            # [n], the nodes to learn from,
+    val: jax.Array                              # those that say when to stop,
+    test: jax.Array                             # those that the result is measured on
     class_names: tuple = static()               # C strings
 
     def __repr__(self):
@@ -162,9 +164,8 @@ def normalize_adjacency(edge_index, num_nodes):
                                                      [0  , .41, .50]].
 
     Weights of 1 / d_i would make the sum a mean. With both roots, a neighbour of many
-    counts less than a neighbour of few. Â has the eigenvalues of the mean, which lie
-    between -1 and 1, as no mean exceeds the largest of its numbers; and as it is also
-    symmetric (for undirected edges), it makes no vector longer.
+    counts less than a neighbour of few, and Â, symmetric for undirected edges, makes no
+    vector longer, however many layers follow.
 
     edge_index: integers [2, number of edges], sources and targets. A node gathers from
     the nodes that point at it: an edge from j to i is an entry in row i, column j. An
@@ -172,16 +173,16 @@ def normalize_adjacency(edge_index, num_nodes):
     """
     edge_index = np.asarray(edge_index)
     check_array("edge_index", edge_index, "integers", [2, "number of edges"])
-    check_none((edge_index < 0) | (edge_index >= num_nodes), "edge_index", edge_index,
+    check_each((edge_index >= 0) & (edge_index < num_nodes), "edge_index", edge_index,
                f"nodes are 0 to {num_nodes - 1}")
-    sources, targets = edge_index.astype(np.int64)          # for the places, below
+    sources, targets = edge_index.astype(np.int64)          # as places can be large
     nodes = np.arange(num_nodes)
     rows = np.concatenate([targets, nodes])
     cols = np.concatenate([sources, nodes])
 
     # Number the places of the matrix row by row: of 3 columns, row 1, column 2 is 5.
     # Sorted, equal ones stand together; keep each that is larger than the one before.
-    # (np.unique does the same, and takes ten times as long for ten million edges.)
+    # (np.unique does the same, but takes a minute for ten million edges.)
     places = np.sort(rows * num_nodes + cols)
     is_first = np.diff(places, prepend=-1) > 0
     rows, cols = np.divmod(places[is_first], num_nodes)     # row 1, column 2 again
@@ -206,7 +207,7 @@ def glorot_uniform(rng, shape, fan_in, fan_out):
 
     An output is a sum of fan_in products: it keeps the size of its inputs if weights
     have the variance 1 / fan_in. Gradients are sums of fan_out products, and ask for
-    1 / fan_out. Between the two lies 2 / (fan_in + fan_out), which is r^2 / 3.
+    1 / fan_out. Between the two lies 2 / (fan_in + fan_out), the r^2 / 3 of these.
     """
     if min(*shape, fan_in, fan_out) < 1:
         raise ValueError(f"weights {list(shape)}: each size must be at least 1")
@@ -229,7 +230,7 @@ def dropout(rng, x, rate):
 
 
 def GraphConvolution(out_dim, bias=False, dropout_rate=0):
-    """A layer of the GCN, Â X W: the paper's equation 2, its activation left to chain.
+    """A layer of the GCN, Â X W: the paper's equation 2 before its activation.
 
     It is a convolution: one W serves every node, as a filter every place of an image.
     The bias is not in the paper; it is for models of your own.
@@ -333,9 +334,8 @@ def attention(a1, a2, h, adj):
     own = jnp.einsum("nhd,hd->nh", h, a1)                   # a1 . h_i, in each head
     neighbour = jnp.einsum("nhd,hd->nh", h, a2)             # a2 . h_j
     scores = own[adj.rows] + neighbour[adj.cols]            # [N, H] -> [E, H]
-    # Negative scores times 0.2. Without this line, exp(a1 . h_i) would be a factor of
-    # all terms of row i's softmax, and cancel. With ReLU, a would learn nothing from
-    # negative scores.
+    # Negative scores times 0.2. Without this line, a1 . h_i, the same in all scores of
+    # row i, would cancel in the softmax; with ReLU, negative scores had no gradient.
     scores = jax.nn.leaky_relu(scores, 0.2)
     return segment_softmax(scores, adj.rows, adj.shape[0])
 
@@ -481,13 +481,14 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 # 6. Training --------------------------------------------------------------------------
 
 
-# A rule looks at the history after each epoch, a dict of lists with a number for each
-# epoch, and gives two answers: was there progress (without any for `patience` epochs,
-# training stops), and are these params kept? The last ones kept are the result.
+# An epoch is one step, on all training nodes. After it, train (below) adds numbers to
+# the history, a dict of lists, and asks a rule: was there progress? After `patience`
+# epochs without any, training stops. And are these params to be kept? The params kept
+# last are the result.
 
 
 def loss_rule(history):
-    """The GCN paper's: a new lowest validation loss is progress. All are kept."""
+    """The GCN paper's: progress is a new lowest validation loss. Keep all params."""
     *before, loss = history["val_loss"]
     is_progress = loss < min(before, default=math.inf)
     return is_progress, True
@@ -511,10 +512,10 @@ class Recipe:
 
     step_size: float                    # Adam's learning rate
     weight_decay: float                 # the factor of the L2 penalty
-    epochs: int                         # the most steps, each on all training nodes
+    epochs: int                         # the most epochs
     patience: int                       # stop after so many epochs without progress
     penalise_all: bool = static()       # L2 on all parameters, or on the first layer's
-    rule: Callable = static()           # see above
+    rule: Callable = static()           # loss_rule, say
 
 
 # The papers' settings. The GCN's penalty is on the first layer only, which has 22,928
@@ -529,7 +530,7 @@ def predict(model, params, graph, rng=None):
     """The model's logits for all nodes: [N, C]. A key turns dropout on."""
     _, apply_fun = model
     logits = apply_fun(params, graph.x, graph.adj, rng)
-    # With too few rows, the loss would read other nodes' logits, as in aggregate.
+    # For a row past the end, JAX would read the last one, without a word.
     check_shape("logits [labels, classes]", logits,
                 (len(graph.y), len(graph.class_names)))
     return logits
@@ -543,13 +544,13 @@ def train_step(model, params, state, graph, rng, recipe):
 
     rng: a key. Each step makes its own from it and the number of steps before.
     """
-    num_steps, _, _ = state
+    num_steps, _, _ = state                 # Adam's t, m and v
     step_rng = jax.random.fold_in(rng, num_steps)
 
     def loss(params):
         logits = predict(model, params, graph, step_rng)
         data_loss = cross_entropy(logits[graph.train], graph.y[graph.train])
-        penalised = params if recipe.penalise_all else params[0]
+        penalised = params if recipe.penalise_all else params[0]        # of layer 0
         return data_loss + recipe.weight_decay * l2_penalty(penalised)
 
     grads = jax.grad(loss)(params)
@@ -573,7 +574,7 @@ def evaluate(model, params, graph):
 
 
 def adam_steps(model, graph, rng, recipe):
-    """Take recipe.epochs steps: yield (epoch, params, metrics) after each."""
+    """The steps of train: yield (epoch, params, metrics) after each."""
     init_fun, _ = model
     init_rng, dropout_rng = jax.random.split(rng)
     _, params = init_fun(init_rng, graph.x.shape)
@@ -609,12 +610,13 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
             print(line, flush=True)
 
         is_progress, is_kept = recipe.rule(history)
-        if is_kept or epoch == 1:
+        if epoch == 1:                          # progress and kept, whatever the rule
+            is_progress = is_kept = True
+            start = time.perf_counter()         # it also compiled
+        if is_kept:
             kept_params = params
-        if is_progress or epoch == 1:
+        if is_progress:
             last_progress = epoch
-        if epoch == 1:
-            start = time.perf_counter()         # the first epoch also compiles
         if epoch - last_progress >= recipe.patience:
             break
     if log_every:
@@ -626,7 +628,8 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
 
 # 7. Data ------------------------------------------------------------------------------
 
-LARGE = np.float64(1e30)    # float32 ends at 3e38, and features are yet to be summed
+LARGE = np.float64(1e30)    # float32 ends at 3e38, and features are yet to be summed;
+                            # a float64, as a float16 cannot be compared with 1e30
 # In data/ beside this file, or, in a notebook, which has no __file__, where that runs.
 CORA = pathlib.Path(globals().get("__file__", "")).parent / "data" / "cora.npz"
 
@@ -653,7 +656,7 @@ def load_graph(path=CORA, normalize=True):
              "class_names")
     with open(path, "rb") as stream:
         try:
-            with np.lib.npyio.NpzFile(stream) as file:
+            with np.lib.npyio.NpzFile(stream) as file:      # np.load takes other files
                 arrays = {name: file[name] for name in names if name in file}
             return make_graph(**arrays, normalize=normalize)
         except Exception as error:              # a damaged file can fail in any way
@@ -677,19 +680,18 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     check_array("x", x, "numbers", ["N", "F"])
     if x.size == 0:
         raise ValueError(f"x is {list(x.shape)}: a graph needs a node and a feature")
-    is_finite = np.abs(x) < LARGE                           # also not nan
-    check_none(~is_finite, "x", x, "it must be below 1e30 in size")
-    check_none((x < 0) & normalize, "x", x, "normalize=False (in the scripts, "
+    check_each(np.abs(x) < LARGE, "x", x, "it must be below 1e30 in size")
+    check_each((x >= 0) | (not normalize), "x", x, "normalize=False (in the scripts, "
                "--no-normalize) is for negative numbers, whose sum can be 0")
     num_nodes, _ = x.shape
 
     check_array("y", y, "integers", [num_nodes])
     if class_names is None:
-        check_none(y >= num_nodes, "y", y, "without class_names, classes are below N")
+        check_each(y < num_nodes, "y", y, "without class_names, classes are below N")
         class_names = [str(label) for label in range(int(y.max()) + 1)]
     class_names = np.asarray(class_names)
     check_array("class_names", class_names, "strings", ["C"])
-    check_none((y < -1) | (y >= len(class_names)), "y", y,
+    check_each((y >= -1) & (y < len(class_names)), "y", y,
                f"classes are 0 to {len(class_names) - 1}, or -1 for none")
 
     masks = {"train": train_mask, "val": val_mask, "test": test_mask}
@@ -697,8 +699,8 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     for split, mask in masks.items():
         mask = np.asarray(mask)
         check_array(f"{split}_mask", mask, "booleans", [num_nodes])
-        check_none(mask & is_taken, f"{split}_mask", mask, "another has it, too")
-        check_none(mask & (y < 0), "y", y, f"{split}_mask selects it: it needs a class")
+        check_each(~(mask & is_taken), f"{split}_mask", mask, "another has it, too")
+        check_each((y >= 0) | ~mask, "y", y, f"{split}_mask needs a class here")
         nodes[split] = jnp.asarray(np.flatnonzero(mask), jnp.int32)
         is_taken = is_taken | mask
 
@@ -711,17 +713,17 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
         adj=normalize_adjacency(edge_index, num_nodes),
         y=jnp.asarray(y, jnp.int32),
         class_names=tuple(class_names.astype(str).tolist()),
-        **nodes)
+        **nodes)                                            # train, val and test
 
 
-# The rest checks what comes in. An error says what it is about, what that is, and what
-# it must be.
+# The rest checks what comes in. An error names an array, says what it is and what it
+# must be.
 
 
-def check_none(is_bad, name, array, rule):
-    """Where is_bad is true, name the first element: "x[3, 7] is nan: ..."."""
-    if is_bad.any():
-        index = np.argwhere(is_bad)[0].tolist()
+def check_each(is_good, name, array, rule):
+    """Where is_good is false, name the first element: "x[3, 7] is nan: ..."."""
+    if not is_good.all():
+        index = np.argwhere(~is_good)[0].tolist()
         raise ValueError(f"{name}{index} is {array[tuple(index)]}: {rule}")
 
 
@@ -760,7 +762,7 @@ def check_training(graph, rng, recipe):
     for split in ("train", "val", "test"):
         nodes = np.asarray(getattr(graph, split))
         check_array(split, nodes, "integers", ["n"])
-        check_none((nodes < 0) | (nodes >= len(graph.y)), split, nodes,
+        check_each((nodes >= 0) & (nodes < len(graph.y)), split, nodes,
                    f"nodes are 0 to {len(graph.y) - 1}")
     if len(graph.train) == 0:
         raise ValueError("train is empty: there is no node to train on")

@@ -1270,7 +1270,7 @@ BAD_GRAPHS = {
     "y[4] is 2: classes are": changed("y", 4, 2) | {"class_names": ["a", "b"]},
     "y[5] is 255: without class_names": small(y=np.uint8([0, 1, 1, 0, 1, 255])),
     "y[1] is 2147483647": small(y=np.array([0, 2 ** 31 - 1, 1, 0, 1, -1], np.int32)),
-    "y[3] is -1: val_mask selects it": changed("y", 3, -1),
+    "y[3] is -1: val_mask needs a class": changed("y", 3, -1),
     "train_mask is int64 [2]: it must be booleans [6]": small(train_mask=[0, 1]),
     "val_mask is bool [7]": small(val_mask=np.zeros(7, bool)),
     "test_mask is <U1 [6]": small(test_mask=np.array(list("000010"))),
