@@ -16,8 +16,8 @@ Veličković et al., ICLR 2018), they, alpha, are computed by a learned part:
     GCN     out = adj.aggregate(adj.values, h)
     GAT     out = adj.aggregate(alpha, h)
 
-adj, the adjacency, says who is whose neighbour; its values are the GCN's weights. All
-of this file in use:
+adj, the adjacency, says who is whose neighbour; its values are the GCN's weights. From
+the data to predictions:
 
     graph = load_graph()                            # Cora, 2708 papers on 7 subjects
     model = GCN(nhid=16, nclass=7)                  # 16 hidden units, 7 classes
@@ -28,10 +28,11 @@ of this file in use:
 
 The JAX that it needs, for readers who know NumPy (jnp is JAX's NumPy):
 
-    array       never changes; every operation makes a new one
+    array       never changes; every operation makes a new one: x.at[i].add(v) is x with
+                v added in place i
     key, rng    random numbers are a function of a key: the same key, the same numbers.
-                So a key is used once. jax.random.split makes several keys from one;
-                fold_in makes one from a key and a number
+                So numbers are drawn from it once. jax.random.split makes several keys
+                from one; fold_in makes one from a key and a number
     pytree      nested lists, tuples and dicts with arrays inside, the leaves.
                 jax.tree.map(f, tree) puts f(leaf) in the place of each leaf; with two
                 trees of the same form, f gets a leaf of each
@@ -40,12 +41,12 @@ The JAX that it needs, for readers who know NumPy (jnp is JAX's NumPy):
     jax.jit     jit(f) is f, compiled. At the first call, JAX runs f on stand-ins that
                 have a shape but no numbers, and records what it does; later calls run
                 the record. A new shape makes a new record. An argument marked static is
-                no stand-in, but itself: a function that f calls, or what an `if` asks.
-                Another one makes a new record
+                passed as it is: a function that f calls, or what an `if` tests. Another
+                value makes a new record
 
 Shapes stand in brackets, [before] -> [after] where a line changes one: N nodes, E
-entries of a matrix, F features, C classes; in section 3, H heads of D units. Functions
-check_..., at the end, refuse what does not fit; skip them.
+entries of a matrix, F features, C classes; in section 3, H heads of D units; n, m, k
+are any numbers. Calls of check_... refuse bad input; they explain nothing.
 
 Needs jax 0.5, numpy 1.26, Python 3.11 or later. MIT License, the minignn developers.
 """
@@ -69,7 +70,7 @@ def static():
 
 
 @jax.tree_util.register_dataclass       # a pytree: what is not static is its leaves
-@dataclasses.dataclass(frozen=True, eq=False)           # == of arrays is no yes or no
+@dataclasses.dataclass(frozen=True, eq=False)
 class Sparse:
     """A matrix of which only E entries are stored; the others are zero.
 
@@ -133,7 +134,7 @@ class Graph:
     """A graph, and its nodes for training, validation and testing."""
 
     x: jax.Array | Sparse                       # features [N, F]
-    adj: Sparse                                 # [N, N], see normalize_adjacency
+    adj: Sparse                                 # [N, N]; row i: the neighbours of i
     y: jax.Array                                # labels [N], -1 for none
     train: jax.Array                            # [n], the nodes to learn from,
     val: jax.Array                              # those that say when to stop,
@@ -164,8 +165,8 @@ def normalize_adjacency(edge_index, num_nodes):
                                                      [0  , .41, .50]].
 
     Weights of 1 / d_i would make the sum a mean. With both roots, a neighbour of many
-    counts less than a neighbour of few, and Â, symmetric for undirected edges, makes no
-    vector longer, however many layers follow.
+    counts less than a neighbour of few. For undirected edges, Â is symmetric, and Â v
+    is never longer than v.
 
     edge_index: integers [2, number of edges], sources and targets. A node gathers from
     the nodes that point at it: an edge from j to i is an entry in row i, column j. An
@@ -182,7 +183,7 @@ def normalize_adjacency(edge_index, num_nodes):
 
     # Number the places of the matrix row by row: of 3 columns, row 1, column 2 is 5.
     # Sorted, equal ones stand together; keep each that is larger than the one before.
-    # (np.unique does the same, but takes a minute for ten million edges.)
+    # (Ten million edges take seconds, and np.unique of NumPy 2.4 a minute.)
     places = np.sort(rows * num_nodes + cols)
     is_first = np.diff(places, prepend=-1) > 0
     rows, cols = np.divmod(places[is_first], num_nodes)     # row 1, column 2 again
@@ -264,7 +265,10 @@ def split_or_none(rng, num):
 
 
 def chain(layers, activation):
-    """Layers one after the other, with an activation function between them."""
+    """Layers one after the other, with an activation function between them.
+
+    params: a list, those of each layer.
+    """
 
     def init_fun(rng, input_shape):
         rngs = jax.random.split(rng, len(layers))
@@ -305,12 +309,12 @@ def GCN(nhid, nclass, dropout_rate=0.5):
 #
 #     score_ij = LeakyReLU(a . [h_i || h_j])
 #     alpha_ij = exp(score_ij) / the sum of exp(score_ik) over k      equation 3
-#     out_i    = the sum of alpha_ij h_j over j                       equation 4
+#     out_i    = the sum of alpha_ij h_j over j       equation 4, before its activation
 #
 # where j and k are neighbours of i, itself among them. (The paper's h_j is x_j here,
-# its W h_j is h_j.) A high score_ij makes i hear much of j; which pairs deserve one, a
-# learns from the loss, as W does. Where a is 0, all scores are equal, and alpha_ij is
-# 1 / d_i: the sum is the mean.
+# its W h_j is h_j.) A high score_ij makes i hear much of j; like W, a is learned from
+# the loss. Where a is 0, all scores are equal, and alpha_ij is 1 / d_i: the sum is the
+# mean.
 
 
 def segment_softmax(scores, rows, num_rows):
@@ -419,7 +423,7 @@ def cross_entropy(logits, labels):
 
     (The GCN paper's equation 10 is their sum; both papers' code takes the mean.)
     logits: [n, C]. labels: [n], from 0 to C - 1; any other makes the result nan, and
-    its gradient, too.
+    the gradient by its logits.
     """
     check_shape("labels", labels, logits.shape[:1])
     num_nodes, num_classes = logits.shape
@@ -452,7 +456,7 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
         update(grads, state, params) -> (params, state)
 
     m is a running mean of each gradient, v a running mean of its square. A parameter
-    moves by step_size * m / sqrt(v): by step_size while its gradient stays the same,
+    moves by -step_size * m / sqrt(v): by step_size while its gradient stays the same,
     large or small, and by less where the gradient's sign changes.
     """
 
@@ -463,15 +467,15 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
     def update(grads, state, params):
         t, m, v = state
         t = t + 1
-        m = jax.tree.map(lambda mean, grad: b1 * mean + (1 - b1) * grad, m, grads)
-        v = jax.tree.map(lambda mean, grad: b2 * mean + (1 - b2) * grad ** 2, v, grads)
+        m = jax.tree.map(lambda m, grad: b1 * m + (1 - b1) * grad, m, grads)
+        v = jax.tree.map(lambda v, grad: b2 * v + (1 - b2) * grad ** 2, v, grads)
 
-        def move(param, mean, square):
+        def move(param, m, v):
             # Both began at 0, and so are too small at first: if the gradient were
-            # always g, mean would be (1 - b1^t) g after t steps.
-            mean = mean / (1 - b1 ** t)
-            square = square / (1 - b2 ** t)
-            return param - step_size * mean / (jnp.sqrt(square) + eps)
+            # always g, m would be (1 - b1^t) g after t steps.
+            m_hat = m / (1 - b1 ** t)
+            v_hat = v / (1 - b2 ** t)
+            return param - step_size * m_hat / (jnp.sqrt(v_hat) + eps)
 
         return jax.tree.map(move, params, m, v), (t, m, v)
 
@@ -481,14 +485,17 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 # 6. Training --------------------------------------------------------------------------
 
 
-# An epoch is one step, on all training nodes. After it, train (below) adds numbers to
-# the history, a dict of lists, and asks a rule: was there progress? After `patience`
-# epochs without any, training stops. And are these params to be kept? The params kept
-# last are the result.
+# An epoch is one step, on all training nodes. After each, train (below) appends to the
+# history, {"val_loss": [1.94, 1.93, ...], ...}, and asks a rule: was there progress?
+# After `patience` epochs without any, training stops. And are these params to be kept?
+# The params kept last are the result.
 
 
 def loss_rule(history):
-    """The GCN paper's: progress is a new lowest validation loss. Keep all params."""
+    """The GCN paper's: progress is a new lowest validation loss. Keep all params.
+
+    (Its authors' code compares with the mean of the ten losses before.)
+    """
     *before, loss = history["val_loss"]
     is_progress = loss < min(before, default=math.inf)
     return is_progress, True
@@ -518,8 +525,8 @@ class Recipe:
     rule: Callable = static()           # loss_rule, say
 
 
-# The papers' settings. The GCN's penalty is on the first layer only, which has 22,928
-# of its 23,040 parameters on Cora.
+# The papers' settings for Cora; the GAT's epochs are its authors' code's. The GCN's
+# penalty is on its first layer, which has 22,928 of the 23,040 parameters.
 GCN_RECIPE = Recipe(step_size=0.01, weight_decay=5e-4, penalise_all=False,
                     epochs=200, rule=loss_rule, patience=10)
 GAT_RECIPE = Recipe(step_size=0.005, weight_decay=5e-4, penalise_all=True,
@@ -530,7 +537,7 @@ def predict(model, params, graph, rng=None):
     """The model's logits for all nodes: [N, C]. A key turns dropout on."""
     _, apply_fun = model
     logits = apply_fun(params, graph.x, graph.adj, rng)
-    # For a row past the end, JAX would read the last one, without a word.
+    # As in aggregate: JAX would not refuse a row past the end.
     check_shape("logits [labels, classes]", logits,
                 (len(graph.y), len(graph.class_names)))
     return logits
@@ -589,10 +596,11 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
     """Take steps until the recipe says stop -> (params, history).
 
     log_every: the number of epochs from one printed line to the next, 0 for silence.
-    steps: a function like adam_steps; your own can have another optimizer or loss.
+    steps: a function like adam_steps, for epochs 1, 2, ...; your own can have another
+    optimizer or loss.
     history: a dict of lists, a number for each epoch.
-    Raises ValueError for arguments that do not fit, FloatingPointError if a loss is
-    infinite or nan.
+    Raises ValueError for arguments that do not fit, FloatingPointError if the training
+    or validation loss is infinite or nan.
     """
     check_training(graph, rng, recipe)
     history = {
@@ -604,7 +612,7 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
             line += f" | {name} {values[-1]:.4f}"
         if not math.isfinite(history["train_loss"][-1] + history["val_loss"][-1]):
             cause = ("is there a nan in x or adj, or a label that is no class?"
-                     if epoch == 1 else "lower step_size or weight_decay")
+                     if epoch == 1 else "try a lower step_size or weight_decay")
             raise FloatingPointError(f"{line}: {cause}")
         if log_every and epoch % log_every == 0:
             print(line, flush=True)
@@ -628,8 +636,9 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
 
 # 7. Data ------------------------------------------------------------------------------
 
-LARGE = np.float64(1e30)    # float32 ends at 3e38, and features are yet to be summed;
-                            # a float64, as a float16 cannot be compared with 1e30
+# float32 ends at 3e38, and features are yet to be summed. (A plain 1e30 would be too
+# large to compare a float16 with.)
+LARGE = np.float64(1e30)
 # In data/ beside this file, or, in a notebook, which has no __file__, where that runs.
 CORA = pathlib.Path(globals().get("__file__", "")).parent / "data" / "cora.npz"
 
@@ -671,7 +680,8 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     edge_index: integers [2, number of edges], see normalize_adjacency.
     y: integers [N], the class of each node, from 0; -1 for none.
     train_mask, val_mask, test_mask: booleans [N].
-    class_names: C strings; without them, "0", "1", ... up to the largest class.
+    class_names: C strings; without them, "0", "1", ... up to the largest class, which
+        then must be below N.
     normalize: divide each row of x by its sum, so that a paper with many words counts
         no more than one with few.
     Raises ValueError that says what is wrong, and where.
@@ -681,13 +691,13 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     if x.size == 0:
         raise ValueError(f"x is {list(x.shape)}: a graph needs a node and a feature")
     check_each(np.abs(x) < LARGE, "x", x, "it must be below 1e30 in size")
-    check_each((x >= 0) | (not normalize), "x", x, "normalize=False (in the scripts, "
-               "--no-normalize) is for negative numbers, whose sum can be 0")
+    check_each((x >= 0) | (not normalize), "x", x, "negative numbers, whose sum can "
+               "be 0, need normalize=False (--no-normalize)")
     num_nodes, _ = x.shape
 
     check_array("y", y, "integers", [num_nodes])
     if class_names is None:
-        check_each(y < num_nodes, "y", y, "without class_names, classes are below N")
+        check_each(y < num_nodes, "y", y, "without class_names, it must be below N")
         class_names = [str(label) for label in range(int(y.max()) + 1)]
     class_names = np.asarray(class_names)
     check_array("class_names", class_names, "strings", ["C"])
@@ -716,19 +726,18 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
         **nodes)                                            # train, val and test
 
 
-# The rest checks what comes in. An error names an array, says what it is and what it
-# must be.
+# The rest checks what comes in. An error says what is wrong, where, and what is right.
 
 
-def check_each(is_good, name, array, rule):
+def check_each(is_good, name, array, requirement):
     """Where is_good is false, name the first element: "x[3, 7] is nan: ..."."""
     if not is_good.all():
         index = np.argwhere(~is_good)[0].tolist()
-        raise ValueError(f"{name}{index} is {array[tuple(index)]}: {rule}")
+        raise ValueError(f"{name}{index} is {array[tuple(index)]}: {requirement}")
 
 
 def check_array(name, array, meaning, shape):
-    """Check an array's type and shape. A letter in the shape is any length."""
+    """Check an array's type and shape. A string in the shape is any length."""
     kinds = {"booleans": "b", "integers": "iu", "numbers": "biuf", "strings": "US"}
     is_right = len(shape) == array.ndim
     for expected, length in zip(shape, array.shape):
@@ -736,11 +745,11 @@ def check_array(name, array, meaning, shape):
     if array.size > 0:              # NumPy makes floats of an empty list
         is_right &= array.dtype.kind in kinds[meaning]
     if not is_right:
-        is_what = f"{array.dtype} {list(array.shape)}"
+        found = f"{array.dtype} {list(array.shape)}"
         if array.ndim == 0:         # NumPy wraps what it does not know: a scipy matrix
-            is_what = type(array.item()).__name__
+            found = type(array.item()).__name__
         lengths = ", ".join(str(length) for length in shape)
-        raise ValueError(f"{name} is {is_what}: it must be {meaning} [{lengths}]")
+        raise ValueError(f"{name} is {found}: it must be {meaning} [{lengths}]")
 
 
 def check_shape(name, array, shape):

@@ -1076,9 +1076,6 @@ BAD_TRAININGS = {
 @pytest.mark.parametrize("message", BAD_TRAININGS)
 def test_a_graph_whose_parts_do_not_fit_is_refused_before_the_first_step(message):
     graph = dataclasses.replace(make_graph(**small()), **BAD_TRAININGS[message])
-    if "train is empty" not in message:
-        graph = dataclasses.replace(graph, test=BAD_TRAININGS[message].get(
-            "test", jnp.array([0])))
     with pytest.raises(ValueError, match=message):
         quiet_train(TINY, graph)
 
@@ -1099,14 +1096,14 @@ def test_a_loss_that_is_not_finite_stops_training_and_says_where_to_look():
     graph = make_graph(**small())
     for node in 0, 2:           # a training node, a validation node
         bad = dataclasses.replace(graph, x=graph.x.at[node].set(jnp.nan))
-        with pytest.raises(FloatingPointError, match="epoch    1 .* nan.* in x or adj"):
+        with pytest.raises(FloatingPointError, match="epoch +1 .* nan.* in x or adj"):
             quiet_train(TINY, bad)
 
     def steps(*arguments):
         for epoch, params, metrics in adam_steps(*arguments):
             yield epoch, params, metrics | ({"val_loss": np.inf} if epoch == 2 else {})
 
-    with pytest.raises(FloatingPointError, match="epoch    2 .* inf .*lower step_size"):
+    with pytest.raises(FloatingPointError, match="epoch +2 .* inf .*lower step_size"):
         quiet_train(TINY, graph, steps=steps)
 
 
@@ -1249,7 +1246,7 @@ BAD_GRAPHS = {
     "x[2, 2] is nan": changed("x", (slice(2, 4), 2), np.nan),       # the first of two
     "x[0, 2] is -inf": changed("x", (0, 2), -np.inf),
     "x[1, 1] is 1e+300": changed("x", (1, 1), 1e300),
-    "x[4, 1] is -0.5: normalize=False": changed("x", (4, 1), -0.5),
+    "x[4, 1] is -0.5: negative numbers": changed("x", (4, 1), -0.5),
     "x is float64 [6]: it must be numbers [N, F]": small(x=np.ones(6)),
     "x is [6, 0]: a graph needs": small(x=np.ones((6, 0))),
     "x is [0, 3]: a graph needs": small(x=np.ones((0, 3))),
