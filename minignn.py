@@ -33,16 +33,17 @@ The JAX that it needs, for readers who know NumPy (jnp is JAX's NumPy):
     key, rng    random numbers are a function of a key: the same key, the same numbers.
                 So numbers are drawn from it once. jax.random.split makes several keys
                 from one; fold_in makes one from a key and a number
-    pytree      nested lists, tuples and dicts with arrays inside, the leaves.
+    pytree      lists, tuples, dicts and registered classes, nested, with arrays inside,
+                the leaves. What grad and jit take and give are pytrees.
                 jax.tree.map(f, tree) puts f(leaf) in the place of each leaf; with two
                 trees of the same form, f gets a leaf of each
     jax.grad    if f returns one number, grad(f)(params) is its derivative by params: an
                 array for an array, a pytree of the same form for a pytree
     jax.jit     jit(f) is f, compiled. At the first call, JAX runs f on stand-ins that
                 have a shape but no numbers, and records what it does; later calls run
-                the record. A new shape makes a new record. An argument marked static is
-                passed as it is: a function that f calls, or what an `if` tests. Another
-                value makes a new record
+                the record. A new shape makes a new record. An argument marked static,
+                as a function or what an `if` tests must be, has no stand-in: f gets the
+                value itself, and another value makes a new record
 
 Shapes stand in brackets, [before] -> [after] where a line changes one: N nodes, E
 entries of a matrix, F features, C classes; in section 3, H heads of D units; n, m, k
@@ -69,8 +70,8 @@ def static():
     return dataclasses.field(metadata={"static": True})
 
 
-@jax.tree_util.register_dataclass       # a pytree: what is not static is its leaves
-@dataclasses.dataclass(frozen=True, eq=False)
+@jax.tree_util.register_dataclass       # a pytree: the fields not static are leaves
+@dataclasses.dataclass(frozen=True, eq=False)   # eq: == of arrays gives no single bool
 class Sparse:
     """A matrix of which only E entries are stored; the others are zero.
 
@@ -94,18 +95,12 @@ class Sparse:
         weights: [E], h: [m, k] -> [n, k]. Or, in section 3, for H heads at once:
         weights: [E, H], h: [m, H, D] -> [n, H, D].
         """
-        h = jnp.asarray(h)
-        E, (n, m) = len(self.rows), self.shape
-        weights_fit = weights.shape == (E, *h.shape[1:-1])      # [E] or [E, H]
-        # Asked for a row past the end of h, JAX would give the last, without a word.
-        if h.ndim not in (2, 3) or len(h) != m or not weights_fit:
-            raise ValueError(
-                f"{self} cannot sum weights {list(weights.shape)}, h {list(h.shape)}"
-                f": they must be [{E}] and [{m}, k], or [{E}, H] and [{m}, H, D]")
+        h = jnp.asarray(h)                              # an array of NumPy will do
+        check_sum(self, weights, h)
         h_of_entry = h[self.cols]                       # [m, k] -> [E, k]
         messages = weights[..., None] * h_of_entry      # [E, 1] * [E, k]
         # The same as: for e in range(E): out[rows[e]] += messages[e]
-        return jax.ops.segment_sum(messages, self.rows, n)              # [n, k]
+        return jax.ops.segment_sum(messages, self.rows, self.shape[0])  # [n, k]
 
     def __matmul__(self, b):
         """The product with an array, self @ b: [m, k] -> [n, k]."""
@@ -143,7 +138,7 @@ class Graph:
 
     def __repr__(self):
         N, F = self.x.shape
-        edges = np.sum(self.adj.rows != self.adj.cols)      # all but self-loops
+        edges = np.sum(self.adj.rows != self.adj.cols)      # each direction counts
         return (f"Graph of {N} nodes, {edges} edges, {F} features, "
                 f"{len(self.class_names)} classes; {len(self.train)} training, "
                 f"{len(self.val)} validation, {len(self.test)} test nodes")
@@ -164,9 +159,8 @@ def normalize_adjacency(edge_index, num_nodes):
                                                      [.41, .33, .41],
                                                      [0  , .41, .50]].
 
-    Weights of 1 / d_i would make the sum a mean. With both roots, a neighbour of many
-    counts less than a neighbour of few. For undirected edges, Â is symmetric, and Â v
-    is never longer than v.
+    Weights of 1 / d_i would make the sum a mean. With both roots, a node with many
+    neighbours also counts less at each of them, and Â is symmetric (if the edges are).
 
     edge_index: integers [2, number of edges], sources and targets. A node gathers from
     the nodes that point at it: an edge from j to i is an entry in row i, column j. An
@@ -208,7 +202,8 @@ def glorot_uniform(rng, shape, fan_in, fan_out):
 
     An output is a sum of fan_in products: it keeps the size of its inputs if weights
     have the variance 1 / fan_in. Gradients are sums of fan_out products, and ask for
-    1 / fan_out. Between the two lies 2 / (fan_in + fan_out), the r^2 / 3 of these.
+    1 / fan_out. Uniform numbers have the variance r^2 / 3; r is chosen so that it is
+    2 / (fan_in + fan_out), between the two.
     """
     if min(*shape, fan_in, fan_out) < 1:
         raise ValueError(f"weights {list(shape)}: each size must be at least 1")
@@ -338,8 +333,8 @@ def attention(a1, a2, h, adj):
     own = jnp.einsum("nhd,hd->nh", h, a1)                   # a1 . h_i, in each head
     neighbour = jnp.einsum("nhd,hd->nh", h, a2)             # a2 . h_j
     scores = own[adj.rows] + neighbour[adj.cols]            # [N, H] -> [E, H]
-    # Negative scores times 0.2. Without this line, a1 . h_i, the same in all scores of
-    # row i, would cancel in the softmax; with ReLU, negative scores had no gradient.
+    # Negative scores times 0.2. Without this line, a1 . h_i would cancel in the softmax,
+    # being the same in all scores of row i. With ReLU, their gradient would be 0.
     scores = jax.nn.leaky_relu(scores, 0.2)
     return segment_softmax(scores, adj.rows, adj.shape[0])
 
@@ -398,8 +393,7 @@ def GAT(nheads, nhid, nclass, dropout_rate=0.6):
     last, where they are nclass.
     x: [N, F], an array or a Sparse -> logits [N, C], C = nclass.
     """
-    if len(nheads) != len(nhid) + 1:
-        raise ValueError(f"nheads is {nheads}, nhid {nhid}: nheads must be one longer")
+    check_shape("nheads [layers]", np.asarray(nheads), (len(nhid) + 1,))
     layers = []
     for heads, units in zip(nheads[:-1], nhid):
         layers.append(MultiHeadLayer(heads, units, dropout_rate))
@@ -412,7 +406,7 @@ def GAT(nheads, nhid, nclass, dropout_rate=0.6):
 
 def log_softmax(logits):
     """The logarithm of the softmax: [n, C] -> [n, C]."""
-    # As in segment_softmax, the largest is subtracted, so that exp cannot overflow.
+    # The largest is subtracted so that exp cannot overflow: see segment_softmax.
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))     # [n, 1]
     shifted = logits - largest
     return shifted - jnp.log(jnp.exp(shifted).sum(axis=-1, keepdims=True))
@@ -423,7 +417,7 @@ def cross_entropy(logits, labels):
 
     (The GCN paper's equation 10 is their sum; both papers' code takes the mean.)
     logits: [n, C]. labels: [n], from 0 to C - 1; any other makes the result nan, and
-    the gradient by its logits.
+    so is the gradient in its row of logits.
     """
     check_shape("labels", labels, logits.shape[:1])
     num_nodes, num_classes = logits.shape
@@ -492,7 +486,7 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 
 
 def loss_rule(history):
-    """The GCN paper's: progress is a new lowest validation loss. Keep all params.
+    """The GCN paper's: progress is a new lowest validation loss; always keep.
 
     (Its authors' code compares with the mean of the ten losses before.)
     """
@@ -537,7 +531,7 @@ def predict(model, params, graph, rng=None):
     """The model's logits for all nodes: [N, C]. A key turns dropout on."""
     _, apply_fun = model
     logits = apply_fun(params, graph.x, graph.adj, rng)
-    # As in aggregate: JAX would not refuse a row past the end.
+    # With too few rows, logits[graph.train] would be the wrong ones, without a word.
     check_shape("logits [labels, classes]", logits,
                 (len(graph.y), len(graph.class_names)))
     return logits
@@ -636,9 +630,6 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
 
 # 7. Data ------------------------------------------------------------------------------
 
-# float32 ends at 3e38, and features are yet to be summed. (A plain 1e30 would be too
-# large to compare a float16 with.)
-LARGE = np.float64(1e30)
 # In data/ beside this file, or, in a notebook, which has no __file__, where that runs.
 CORA = pathlib.Path(globals().get("__file__", "")).parent / "data" / "cora.npz"
 
@@ -690,9 +681,10 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     check_array("x", x, "numbers", ["N", "F"])
     if x.size == 0:
         raise ValueError(f"x is {list(x.shape)}: a graph needs a node and a feature")
-    check_each(np.abs(x) < LARGE, "x", x, "it must be below 1e30 in size")
+    # float32 ends at 3e38, and x is yet to be summed.
+    check_each(np.abs(x) < np.float64(1e30), "x", x, "it must be below 1e30 in size")
     check_each((x >= 0) | (not normalize), "x", x, "negative numbers, whose sum can "
-               "be 0, need normalize=False (--no-normalize)")
+               "be 0, need normalize=False (the scripts: --no-normalize)")
     num_nodes, _ = x.shape
 
     check_array("y", y, "integers", [num_nodes])
@@ -750,6 +742,16 @@ def check_array(name, array, meaning, shape):
             found = type(array.item()).__name__
         lengths = ", ".join(str(length) for length in shape)
         raise ValueError(f"{name} is {found}: it must be {meaning} [{lengths}]")
+
+
+def check_sum(matrix, weights, h):
+    E, (_, m) = len(matrix.rows), matrix.shape
+    weights_fit = weights.shape == (E, *h.shape[1:-1])          # [E] or [E, H]
+    # Asked for a row past the end of h, JAX would give the last, without a word.
+    if h.ndim not in (2, 3) or len(h) != m or not weights_fit:
+        raise ValueError(
+            f"{matrix} cannot sum weights {list(weights.shape)}, h {list(h.shape)}: "
+            f"they must be [{E}] and [{m}, k], or [{E}, H] and [{m}, H, D]")
 
 
 def check_shape(name, array, shape):

@@ -796,7 +796,7 @@ def test_sizes_below_1_are_refused(model):
 
 @pytest.mark.parametrize("nheads", [[8], [8, 1, 1]])
 def test_lists_of_heads_and_units_that_do_not_fit_are_refused(nheads):
-    with pytest.raises(ValueError, match="nheads must be one longer"):
+    with pytest.raises(ValueError, match=r"nheads \[layers\] are .* must be \[2\]"):
         GAT(nheads, [8], 7)
 
 
