@@ -333,7 +333,7 @@ def attention(a1, a2, h, adj):
     own = jnp.einsum("nhd,hd->nh", h, a1)                   # a1 . h_i, in each head
     neighbour = jnp.einsum("nhd,hd->nh", h, a2)             # a2 . h_j
     scores = own[adj.rows] + neighbour[adj.cols]            # [N, H] -> [E, H]
-    # Negative scores times 0.2. Without this line, a1 . h_i would cancel in the softmax:
+    # Negative ones times 0.2. Without this line, a1 . h_i would cancel in the softmax:
     # it is the same in all scores of row i. With ReLU, their gradient would be 0.
     scores = jax.nn.leaky_relu(scores, 0.2)
     return segment_softmax(scores, adj.rows, adj.shape[0])
