@@ -1,85 +1,69 @@
 """The experiments of docs/experiments.md that need more than a flag of a script.
 
-    python docs/experiments.py NAME [NUMBER]
-    python docs/experiments.py fair [METHOD]
+    python lab/experiments.py NAME [NUMBER or METHOD]
 
-    default             the GCN of the paper, to compare with
+The GCN of the paper, with one change:
+
+    gcn                 none, to compare with
     no-graph            each node hears only itself: the adjacency is the identity
-    no-words            the identity as features: the model knows the graph and nothing
-                        else
+    no-words            the identity as features: the model knows only the graph
     no-self-loops       D^-1/2 A D^-1/2, without the node itself
-    row-normalized      D^-1 (A + I): the plain mean instead of the symmetric weights
-    labels NUMBER       NUMBER training nodes per class, drawn at random from the public
-                        split's twenty
-    random-split        20 training nodes per class, 500 validation and 1000 test nodes,
-                        all drawn at random
-    first-nodes         the split of several tutorials: nodes 0 to 139 train, 200 to 499
-                        validate, 500 to 1499 test
-    code-rule           the stopping rule of the authors' code, not the GCN paper's
-    depth NUMBER        a GCN of NUMBER layers that always trains for 200 epochs, and
-                        the mean cosine of two papers in its last hidden layer
-    homophily NUMBER    a GCN and a network without a graph on random graphs in which
-                        NUMBER percent of the edges are within a class
-    gat-no-ties         the GAT, where an equal validation loss or accuracy is no
-                        progress
-    gat-head-masks      the GAT, where each head has a dropout mask of the input for
-                        itself, as in its authors' code
-    gat-no-attention    the GAT, where a node gives all its neighbours the same weight
-    gcn-as-gat          a GCN with all else as in the GAT: 64 hidden units, biases, ELU,
-                        dropout 0.6, the GAT's recipe
-    gatv2               the GATv2: the GAT with the score of Brody, Alon & Yahav 2022
-    fair METHOD         a row of the fair table: label-propagation, no-graph, sgc, gcn,
-                        gat or gatv2, each with four settings to choose from; without
-                        METHOD the whole table (half an hour)
+    row-normalized      D^-1 (A + I): the mean in place of the symmetric weights
+    labels NUMBER       NUMBER training nodes per class, drawn from the public split's
+    random-split        a split of the public one's sizes, drawn from all nodes
+    first-nodes         nodes 0 to 139 train, 200 to 499 validate, 500 to 1499 test
+    code-rule           the stopping rule of the authors' code, not the paper's
+    depth NUMBER        NUMBER layers, always 200 epochs; and the mean cosine of two
+                        nodes in the last hidden layer
+
+The GAT of the paper, with one change:
+
+    gat                 none, to compare with
+    gat-no-ties         an equal validation loss or accuracy is no progress
+    gat-head-masks      each head drops its input anew, as in the authors' code
+    gat-no-attention    the mean: a node gives all its neighbours the same weight
+    gat-gcn-weights     the GCN's weights in place of the attention's
+    gatv2               the score of Brody, Alon & Yahav (2022)
+    gcn-as-gat          a GCN with the GAT's units, biases, ELU, dropout and recipe
+
+Several models:
+
+    homophily NUMBER    on random graphs, NUMBER percent of the edges within a class
+    noisy NUMBER        NUMBER percent of the nodes mislead, and a feature says which
+    lookup NUMBER       dictionaries of NUMBER entries, and nodes that look one up
+    fair [METHOD]       a row of the fair table: label-propagation, no-graph, sgc, gcn,
+                        gat or gatv2; without METHOD all of them
+    compare             means and paired differences of all that is in --results
 
 Random choices use the seed of the run; the model is trained with the same seed.
 """
 import argparse
 import dataclasses
+import functools
 import itertools
+import json
+import math
 import pathlib
 import sys
+import time
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from minignn import (
-    GAT,
-    GAT_RECIPE,
-    GCN,
-    GCN_RECIPE,
-    GraphConvolution,
-    MultiHeadLayer,
-    Sparse,
-    accuracy,
-    chain,
-    check_dropout_rate,
-    check_whole,
-    dropout,
-    evaluate,
-    glorot_uniform,
-    load_graph,
-    make_graph,
-    receptive_field,
-    segment_softmax,
-    split_or_none,
-    train,
-)
+import minignn
+from scale.faster import faster
 
-# Graphs: each function makes a graph of Cora, the seed and NUMBER ---------------------
-
-
-def default(graph, seed, number):
-    return graph
+# Changes to a graph, by the seed and NUMBER -------------------------------------------
 
 
 def identity(n):
-    return Sparse(np.arange(n), np.arange(n), np.ones(n, np.float32), (n, n))
+    return minignn.to_sparse(np.arange(n), np.arange(n), np.ones(n), (n, n))
 
 
-def no_graph(graph, seed, number):
+def no_graph(graph, seed=None, number=None):
     return dataclasses.replace(graph, adj=identity(len(graph.y)))
 
 
@@ -88,45 +72,43 @@ def no_words(graph, seed, number):
 
 
 def no_self_loops(graph, seed, number):
-    rows = np.asarray(graph.adj.rows)
-    cols = np.asarray(graph.adj.cols)
+    rows, cols = np.asarray(graph.adj.rows), np.asarray(graph.adj.cols)
     is_edge = rows != cols
-    rows = rows[is_edge]
-    cols = cols[is_edge]
-
+    rows, cols = rows[is_edge], cols[is_edge]
     degree = np.bincount(rows, minlength=len(graph.y))
     values = 1 / np.sqrt(degree[rows] * degree[cols])
-    adj = Sparse(rows, cols, values.astype(np.float32), graph.adj.shape)
+    adj = minignn.to_sparse(rows, cols, values, graph.adj.shape)
     return dataclasses.replace(graph, adj=adj)
 
 
 def row_normalized(graph, seed, number):
     rows = np.asarray(graph.adj.rows)
-    degree = np.bincount(rows)
-    values = (1 / degree[rows]).astype(np.float32)
-    adj = dataclasses.replace(graph.adj, values=values)
+    values = 1 / np.bincount(rows)[rows]
+    adj = minignn.to_sparse(rows, graph.adj.cols, values, graph.adj.shape)
     return dataclasses.replace(graph, adj=adj)
 
 
-def choose(rng, nodes, labels, number):
+def choose(rng, nodes, y, number):
     """`number` of the nodes of each class, drawn at random."""
-    chosen = []
-    for c in np.unique(labels):
-        chosen.append(rng.choice(nodes[labels == c], number, replace=False))
-    return np.concatenate(chosen)
+    of_class = [nodes[y[nodes] == c] for c in np.unique(y[nodes])]
+    return np.hstack([rng.choice(these, number, replace=False) for these in of_class])
 
 
 def labels(graph, seed, number):
     rng = np.random.default_rng(seed)
-    nodes = np.asarray(graph.train)
-    train = choose(rng, nodes, np.asarray(graph.y)[nodes], number)
-    return dataclasses.replace(graph, train=train)
+    nodes = choose(rng, np.asarray(graph.train), np.asarray(graph.y), number)
+    return dataclasses.replace(graph, train=nodes)
 
 
-def random_split(graph, seed, number):
+def random_split(graph, seed, number=None, without=()):
+    """20 training nodes per class, 500 validation and 1000 test nodes, at random.
+
+    without: nodes that are not to be drawn.
+    """
     rng = np.random.default_rng(seed)
-    nodes = np.arange(len(graph.y))
-    train = choose(rng, nodes, np.asarray(graph.y), 20)
+    y = np.asarray(graph.y)
+    nodes = np.setdiff1d(np.flatnonzero(y >= 0), without)
+    train = choose(rng, nodes, y, 20)
     rest = rng.permutation(np.setdiff1d(nodes, train))
     return dataclasses.replace(graph, train=train, val=rest[:500], test=rest[500:1500])
 
@@ -136,149 +118,174 @@ def first_nodes(graph, seed, number):
         graph, train=np.arange(140), val=np.arange(200, 500), test=np.arange(500, 1500))
 
 
-def homophily(seed, percent, num_classes=5, num_nodes=1000, num_edges=2000):
-    """A random graph in which `percent` of the edges join two nodes of a class.
+CHANGES = {change.__name__.replace("_", "-"): change for change in (
+    no_graph, no_words, no_self_loops, row_normalized, labels, random_split,
+    first_nodes)}
+
+# Random graphs ------------------------------------------------------------------------
+
+
+def random_graph(seed, percent, num_classes=5, misleading=0):
+    """1000 nodes and 2000 edges, `percent` of them between two nodes of a class.
 
     The other edges join nodes of different classes, all pairs of classes alike. The
     features of a node are a random vector of its class plus as much noise that a
     network without a graph is right in about two of three cases. 20 nodes per class
     train, 200 validate, and the others test.
+
+    misleading: the percentage of nodes whose features are those of a random class. A
+        last feature is then 1 for these nodes and 0 for the others. No split has them.
     """
     rng = np.random.default_rng(seed)
-    y = rng.permutation(np.arange(num_nodes) % num_classes)
-    centres = rng.normal(size=(num_classes, 16))
-    x = centres[y] + 2 * rng.normal(size=(num_nodes, 16))
+    y = rng.permutation(np.arange(1000) % num_classes)
+    misleads = rng.permutation(1000) < 10 * misleading
+    shown = np.where(misleads, rng.integers(num_classes, size=1000), y)
+    x = rng.normal(size=(num_classes, 16))[shown] + 2 * rng.normal(size=(1000, 16))
+    if misleading:
+        x = np.hstack([x, misleads[:, None]])
 
     # All pairs of nodes i < j in random order: of each kind, as many as are wanted.
     # All graphs have the same number of edges, so JAX compiles once.
-    i, j = np.triu_indices(num_nodes, k=1)
-    order = rng.permutation(len(i))
-    i, j = i[order], j[order]
+    i, j = rng.permutation(np.transpose(np.triu_indices(1000, k=1))).T
     same = y[i] == y[j]
-    num_same = num_edges * percent // 100
+    num_same = 2000 * percent // 100
     chosen = np.concatenate([np.flatnonzero(same)[:num_same],
-                             np.flatnonzero(~same)[:num_edges - num_same]])
+                             np.flatnonzero(~same)[:2000 - num_same]])
     edges = np.stack([i[chosen], j[chosen]])
 
-    train = choose(rng, np.arange(num_nodes), y, 20)
-    rest = rng.permutation(np.setdiff1d(np.arange(num_nodes), train))
-    masks = []
-    for nodes in (train, rest[:200], rest[200:]):
-        masks.append(np.isin(np.arange(num_nodes), nodes))
+    nodes = np.flatnonzero(~misleads)
+    train = choose(rng, nodes, y, 20)
+    rest = rng.permutation(np.setdiff1d(nodes, train))
+    masks = [np.isin(np.arange(1000), part) for part in (train, rest[:200], rest[200:])]
     edge_index = np.hstack([edges, edges[::-1]])            # both directions
-    return make_graph(x, edge_index, y, *masks, normalize=False)
+    return minignn.make_graph(x, edge_index, y, *masks, normalize=False)
 
 
-GRAPHS = {
-    "default": default,
-    "no-graph": no_graph,
-    "no-words": no_words,
-    "no-self-loops": no_self_loops,
-    "row-normalized": row_normalized,
-    "labels": labels,
-    "random-split": random_split,
-    "first-nodes": first_nodes,
-    "code-rule": default,
-    "depth": default,
-    "gat-no-ties": default,
-    "gat-head-masks": default,
-    "gat-no-attention": default,
-    "gcn-as-gat": default,
-    "gatv2": default,
-}
+def lookup(seed, size, num=100):
+    """The dictionary look-up of Brody, Alon & Yahav (2022), with `num` dictionaries.
 
-# Models and stopping rules ------------------------------------------------------------
+    Each has `size` entries, a key and its value, all different, and for each key a node
+    that asks for its value; all entries point at it. Features: the key, and the value
+    of an entry, one-hot. The label of a node that asks is the value. Three fifths of
+    the dictionaries train, a fifth validate, a fifth test.
+    """
+    rng = np.random.default_rng(seed)
+    values = np.stack([rng.permutation(size) for _ in range(num)])      # of each key
+    # Axes: dictionary, entries or nodes that ask, key; of x, two more: key or value.
+    x = np.zeros((num, 2, size, 2, size))
+    x[:, :, :, 0] = np.eye(size)
+    x[:, 0, :, 1] = np.eye(size)[values]
+    y = np.stack([np.full_like(values, -1), values], axis=1)
 
-
-def code_rule(history):
-    """From the twelfth epoch, stop when the loss exceeds the mean of the ten before."""
-    loss = history["val_loss"]
-    stop = len(loss) > 11 and loss[-1] > np.mean(loss[-11:-1])
-    return not stop, True
+    nodes = np.arange(y.size).reshape(y.shape)
+    pairs = np.broadcast_arrays(nodes[:, 0, :, None], nodes[:, 1, None, :])
+    fifth = np.arange(num)[:, None, None] * 5 // num
+    masks = [((y >= 0) & part).ravel() for part in (fifth < 3, fifth == 3, fifth == 4)]
+    x, edge_index = x.reshape(y.size, 2 * size), np.stack(pairs).reshape(2, -1)
+    return minignn.make_graph(x, edge_index, y.ravel(), *masks, normalize=False)
 
 
-def no_ties(history):
-    """The GAT's rule, but an equal loss or accuracy is no progress."""
-    losses_before = history["val_loss"][:-1]
-    accuracies_before = history["val_accuracy"][:-1]
-    lowest = history["val_loss"][-1] < min(losses_before, default=np.inf)
-    highest = history["val_accuracy"][-1] > max(accuracies_before, default=-1)
-    return lowest or highest, lowest and highest
+# Models -------------------------------------------------------------------------------
+
+
+def deep_layers(number, nclass, dropout_rate=0):
+    """A GCN's layers, 16 hidden units each."""
+    units = [16] * (number - 1) + [nclass]
+    return [minignn.GraphConvolution(n, dropout_rate=dropout_rate) for n in units]
 
 
 def head_masks(nheads, nhid, dropout_rate):
-    """A MultiHeadLayer in which each head drops its input anew, as the authors' code.
-
-    It is made of layers of one head, side by side.
-    """
-    init_fun, _ = MultiHeadLayer(nheads, nhid, dropout_rate)
-    _, one_head = MultiHeadLayer(1, nhid, dropout_rate)
+    """A MultiHeadLayer in which each head drops its input anew."""
+    init_fun, _ = minignn.MultiHeadLayer(nheads, nhid, dropout_rate)
+    _, one_head = minignn.MultiHeadLayer(1, nhid, dropout_rate)
 
     def apply_fun(params, x, adj, rng=None):
+        W, *others = params
         outs = []
-        for k, head_rng in enumerate(split_or_none(rng, nheads)):
-            of_head = [p[..., k:k + 1, :] for p in params]  # the params of head k
-            outs.append(one_head(of_head, x, adj, head_rng))                # [N, D]
-        return jnp.hstack(outs)                                             # [N, H*D]
+        for k, head_rng in enumerate(minignn.split_or_none(rng, nheads)):
+            W_k = W[:, k * nhid:(k + 1) * nhid]                         # [F, D]
+            others_k = [p[k:k + 1] for p in others]                     # [1, D]
+            outs.append(one_head((W_k, *others_k), x, adj, head_rng))   # [N, D]
+        return jnp.hstack(outs)                                         # [N, H*D]
 
     return init_fun, apply_fun
 
 
-def equal_weights(nheads, nhid, dropout_rate, last_layer=False):
-    """A MultiHeadLayer whose scores are all 0, so that each weight is 1 / d_i.
+def with_weights(model, weights):
+    """A GAT with another function in the place of minignn.attention."""
+    init_fun, apply_fun = model
 
-    Its a1 and a2 are there, and do nothing.
+    def apply_with_weights(params, x, adj, rng=None):
+        with mock.patch.object(minignn, "attention", weights):
+            return apply_fun(params, x, adj, rng)
+
+    return init_fun, apply_with_weights
+
+
+def mean_weights(a1, a2, h, adj):
+    """All scores are 0, so that each weight is 1 / d_i."""
+    scores = jnp.zeros((len(adj.rows), h.shape[1]))                     # [E, H]
+    return minignn.segment_softmax(scores, adj.rows, adj.shape[0])
+
+
+def gcn_weights(a1, a2, h, adj):
+    """Those of Â, in each head."""
+    return jnp.tile(adj.values[:, None], h.shape[1])                    # [E, H]
+
+
+def W_first(model):
+    """A model whose params[0] are the W of all layers: without penalise_all, a Recipe
+    penalises no others.
     """
-    init_fun, with_attention = MultiHeadLayer(nheads, nhid, dropout_rate, last_layer)
+    init_fun, apply_fun = model
 
-    def apply_fun(params, x, adj, rng=None):
-        W, a1, a2, b = params
-        return with_attention((W, 0 * a1, 0 * a2, b), x, adj, rng)
+    def init_W_first(rng, input_shape):
+        shape, params = init_fun(rng, input_shape)
+        return shape, ([W for W, *_ in params], [others for _, *others in params])
 
-    return init_fun, apply_fun
+    def apply_W_first(params, x, adj, rng=None):
+        params = [(W, *others) for W, others in zip(*params)]
+        return apply_fun(params, x, adj, rng)
+
+    return init_W_first, apply_W_first
 
 
 def GATv2Layer(nheads, nhid, dropout_rate, last_layer=False):
     """minignn's MultiHeadLayer with the score of Brody, Alon & Yahav (ICLR 2022).
 
-        score_ij = a . LeakyReLU(W1 x_i + W2 x_j)
+        score_ij = a . LeakyReLU(x_i W1 + x_j W2)
 
     In the GAT, a stands inside the LeakyReLU: there, all nodes put the neighbours that
     they share in the same order.
 
-    params: (W1, W2, a, b). W1, W2: [F, H, D]. a, b: [H, D].
+    params: (W1 [F, H*D], W2 [F, H*D], a [H, D], b [H, D]).
     x: [N, F], an array or a Sparse -> [N, H*D], in the last layer [N, D].
     """
 
     def init_fun(rng, input_shape):
         num_nodes, num_features = input_shape
         W1_rng, W2_rng, a_rng = jax.random.split(rng, 3)
-        shape = (num_features, nheads, nhid)
-        W1 = glorot_uniform(W1_rng, shape, num_features, nhid)
-        W2 = glorot_uniform(W2_rng, shape, num_features, nhid)
-        a = glorot_uniform(a_rng, (nheads, nhid), nhid, 1)
+        shape = (num_features, nheads * nhid)
+        W1 = minignn.glorot_uniform(W1_rng, shape, num_features, nhid)
+        W2 = minignn.glorot_uniform(W2_rng, shape, num_features, nhid)
+        a = minignn.glorot_uniform(a_rng, (nheads, nhid), nhid, 1)
         b = jnp.zeros((nheads, nhid))
         out_dim = nhid if last_layer else nheads * nhid
         return (num_nodes, out_dim), (W1, W2, a, b)
 
     def apply_fun(params, x, adj, rng=None):
         W1, W2, a, b = params
-        x_rng, alpha_rng, h_rng = split_or_none(rng, 3)
+        x_rng, alpha_rng, h_rng = minignn.split_or_none(rng, 3)
 
-        x = dropout(x_rng, x, dropout_rate)
-        own = x @ W1.reshape(len(W1), nheads * nhid)        # [N, F] -> [N, H*D]
-        own = own.reshape(-1, nheads, nhid)                 # -> [N, H, D]
-        h = x @ W2.reshape(len(W2), nheads * nhid)          # [N, F] -> [N, H*D]
-        h = h.reshape(-1, nheads, nhid)                     # -> [N, H, D]
-
-        pairs = own[adj.rows] + h[adj.cols]                 # -> [E, H, D]
-        pairs = jax.nn.leaky_relu(pairs, 0.2)
+        x = minignn.dropout(x_rng, x, dropout_rate)
+        own = (x @ W1).reshape(-1, nheads, nhid)            # [N, F] -> [N, H, D]
+        h = (x @ W2).reshape(-1, nheads, nhid)              # [N, F] -> [N, H, D]
+        pairs = jax.nn.leaky_relu(own[adj.rows] + h[adj.cols], 0.2)     # [E, H, D]
         scores = jnp.einsum("ehd,hd->eh", pairs, a)         # -> [E, H]
-        alpha = segment_softmax(scores, adj.rows, adj.shape[0])
-        alpha = dropout(alpha_rng, alpha, dropout_rate)
-        h = dropout(h_rng, h, dropout_rate)
+        alpha = minignn.segment_softmax(scores, adj.rows, adj.shape[0])
+        alpha = minignn.dropout(alpha_rng, alpha, dropout_rate)
+        h = minignn.dropout(h_rng, h, dropout_rate)
         out = adj.aggregate(alpha, h) + b                   # [N, H, D]
-
         if last_layer:
             return out.mean(axis=1)                         # -> [N, D]
         return out.reshape(-1, nheads * nhid)               # -> [N, H*D]
@@ -286,22 +293,15 @@ def GATv2Layer(nheads, nhid, dropout_rate, last_layer=False):
     return init_fun, apply_fun
 
 
-def GATv2(nheads, nhid, nclass, dropout_rate=0.6):
-    """Two GATv2 layers: nheads heads of nhid units, then one head."""
-    first = GATv2Layer(nheads, nhid, dropout_rate)
-    last = GATv2Layer(1, nclass, dropout_rate, last_layer=True)
-    return chain([first, last], jax.nn.elu)
-
-
 def SGC(hops, nclass):
     """The model of Wu et al. (ICML 2019): a GCN without hidden layers, Â ... Â X W.
 
-    hops: how often Â is multiplied. params: [W]. W: [F, C].
+    hops: how often Â is multiplied; with 0, it is a linear layer. params: [W [F, C]].
     """
 
     def init_fun(rng, input_shape):
         num_nodes, num_features = input_shape
-        W = glorot_uniform(rng, (num_features, nclass))
+        W = minignn.glorot_uniform(rng, (num_features, nclass), num_features, nclass)
         return (num_nodes, nclass), [W]
 
     def apply_fun(params, x, adj, rng=None):
@@ -322,57 +322,48 @@ def label_propagation(graph, keep):
 
         F = keep Â F + (1 - keep) Y         Y: 1 for a training node's class, else 0
     """
-    num_nodes, num_classes = graph.adj.shape[0], len(graph.class_names)
-    labels = jnp.zeros((num_nodes, num_classes))
-    labels = labels.at[graph.train, graph.y[graph.train]].set(1)
+    known = jnp.zeros((len(graph.y), len(graph.class_names)))
+    known = known.at[graph.train, graph.y[graph.train]].set(1)
 
     def step(_, scores):
-        return keep * (graph.adj @ scores) + (1 - keep) * labels
+        return keep * (graph.adj @ scores) + (1 - keep) * known
 
-    return jax.lax.fori_loop(0, 1000, step, labels)         # 0.99 ** 1000 is 0.00004
-
-
-def deep_layers(number, nclass):
-    return [GraphConvolution(16)] * (number - 1) + [GraphConvolution(nclass)]
+    return jax.lax.fori_loop(0, 1000, step, known)          # 0.99 ** 1000 is 0.00004
 
 
-def make_model(name, number, dropout_rate, nclass):
+@functools.cache            # one model, and so one compilation, for all seeds
+def make_model(name, nclass, number=None, hidden=None, dropout_rate=None):
+    """number: the layers of depth, the hops of sgc, the heads of a look-up.
+
+    Without hidden units and a rate, those of the paper.
+    """
+    units, rate = (64, 0.6) if "gat" in name else (16, 0.5)
+    units = hidden or units
+    rate = rate if dropout_rate is None else dropout_rate
+    gat = minignn.GAT([8, 1], [units // 8], nclass, rate)
     if name == "depth":
-        return chain(deep_layers(number, nclass), jax.nn.relu, dropout_rate)
-    if name == "gat-no-ties":
-        return GAT([8, 1], [8], nclass)
+        return minignn.chain(deep_layers(number, nclass, rate), jax.nn.relu)
+    if name == "sgc":
+        return SGC(number, nclass)
     if name == "gat-head-masks":
-        first = head_masks(8, 8, 0.6)
-        last = MultiHeadLayer(1, nclass, 0.6, last_layer=True)
-        return chain([first, last], jax.nn.elu)
+        last = minignn.MultiHeadLayer(1, nclass, rate, last_layer=True)
+        return minignn.chain([head_masks(8, 8, rate), last], jax.nn.elu)
     if name == "gat-no-attention":
-        first = equal_weights(8, 8, 0.6)
-        last = equal_weights(1, nclass, 0.6, last_layer=True)
-        return chain([first, last], jax.nn.elu)
-    if name == "gcn-as-gat":
-        layers = [GraphConvolution(64, bias=True), GraphConvolution(nclass, bias=True)]
-        return chain(layers, jax.nn.elu, 0.6)
+        return with_weights(gat, mean_weights)
+    if name == "gat-gcn-weights":
+        return with_weights(gat, gcn_weights)
     if name == "gatv2":
-        return GATv2(8, 8, nclass)
-    return GCN(16, nclass, dropout_rate)
-
-
-RECIPES = {
-    # A deep GCN starts on a plateau: with a patience of 10 it would stop before it has
-    # learned anything.
-    "depth": GCN_RECIPE | dict(patience=200),
-    "code-rule": GCN_RECIPE | dict(patience=1, rule=code_rule),
-    "homophily": GCN_RECIPE | dict(patience=200),
-    "gat-no-ties": GAT_RECIPE | dict(rule=no_ties),
-    "gat-head-masks": GAT_RECIPE,
-    "gat-no-attention": GAT_RECIPE,
-    "gcn-as-gat": GAT_RECIPE,
-    "gatv2": GAT_RECIPE,
-}
-
-TAKES_NUMBER = ("labels", "depth", "homophily")
-
-# How alike the nodes are --------------------------------------------------------------
+        last = GATv2Layer(1, nclass, rate, last_layer=True)
+        return minignn.chain([GATv2Layer(8, units // 8, rate), last], jax.nn.elu)
+    if name == "gcn-as-gat":
+        layers = [minignn.GraphConvolution(n, bias=True, dropout_rate=rate)
+                  for n in (units, nclass)]
+        return minignn.chain(layers, jax.nn.elu)
+    if name.startswith("lookup"):                   # one layer, and what reads it out
+        layer = GATv2Layer if name == "lookup-gatv2" else minignn.MultiHeadLayer
+        return minignn.chain([layer(number, 64 // number, 0), SGC(0, nclass)],
+                             jax.nn.elu)
+    return gat if "gat" in name else minignn.GCN(units, nclass, rate)
 
 
 @jax.jit
@@ -393,15 +384,192 @@ def last_hidden(params, graph, nclass):
     layers = deep_layers(len(params), nclass)[:-1]
     if not layers:
         return graph.x @ jnp.eye(graph.x.shape[1])          # as an array
-    _, apply_fun = chain(layers, jax.nn.relu)
+    _, apply_fun = minignn.chain(layers, jax.nn.relu)
     return jax.nn.relu(apply_fun(params[:-1], graph.x, graph.adj))
+
+
+# Recipes ------------------------------------------------------------------------------
+
+
+def code_rule(history):
+    """From the twelfth epoch, stop when the loss exceeds the mean of the ten before."""
+    loss = history["val_loss"]
+    return len(loss) < 12 or loss[-1] <= np.mean(loss[-11:-1]), True
+
+
+def no_ties(history):
+    """The GAT's rule, but an equal loss or accuracy is no progress."""
+    *losses, loss = history["val_loss"]
+    *accuracies, reached = history["val_accuracy"]
+    is_lowest = loss < min(losses, default=math.inf)
+    is_highest = reached > max(accuracies, default=-math.inf)
+    return is_lowest or is_highest, is_lowest and is_highest
+
+
+def lowest_loss(history):
+    """A new lowest validation loss is progress, and its params are kept."""
+    *before, loss = history["val_loss"]
+    is_lowest = loss < min(before, default=math.inf)
+    return is_lowest, is_lowest
+
+
+# A deep GCN starts on a plateau: with a patience of 10 it would stop before it has
+# learned anything.
+WHOLE = dataclasses.replace(minignn.GCN_RECIPE, patience=200)
+FAIR_RECIPE = minignn.Recipe(step_size=0.01, weight_decay=5e-4, penalise_all=True,
+                             epochs=1000, rule=lowest_loss, patience=100)
+RECIPES = {
+    "depth": WHOLE,
+    "homophily": WHOLE,
+    "noisy": FAIR_RECIPE,
+    "lookup": dataclasses.replace(FAIR_RECIPE, weight_decay=0.0, epochs=500),
+    "code-rule": dataclasses.replace(minignn.GCN_RECIPE, patience=1, rule=code_rule),
+    "gat-no-ties": dataclasses.replace(minignn.GAT_RECIPE, rule=no_ties),
+}
+
+# Rows of a table ----------------------------------------------------------------------
+#
+# A row is a group (the rows that it is compared with), a name, and a function run(seed)
+# -> a dict of numbers.
+
+
+class Results:
+    """What runs gave, in a file or only here. What is there is not run again."""
+
+    def __init__(self, path=None):
+        self.path = path
+        self.rows = {}              # (group, name) -> seed -> numbers
+        lines = path.read_text().splitlines() if path and path.exists() else []
+        for group, name, seed, _, numbers in map(json.loads, lines):
+            self.rows.setdefault((group, name), {})[seed] = numbers
+
+    def get(self, row, seed):
+        group, name, run = row
+        runs = self.rows.setdefault((group, name), {})
+        if seed not in runs:
+            runs[seed] = run(seed)
+            if self.path:
+                line = group, name, seed, time.strftime("%Y-%m-%d"), runs[seed]
+                with open(self.path, "a") as file:
+                    print(json.dumps(line), file=file)
+        numbers = [f"{key} {number:.4f}".removesuffix(".0000")
+                   for key, number in runs[seed].items()]
+        print(group, name, f"seed {seed}", *numbers, sep=" | ", flush=True)
+        return runs[seed]
+
+    def compare(self, group):
+        """Print means, and mean differences between runs with the same seed.
+
+        All rows are compared with the plain GAT or GCN if it is there, else all pairs.
+        """
+        rows = {name: runs for (of, name), runs in self.rows.items() if of == group}
+        for name, runs in rows.items():
+            print_means(group, name, list(runs.values()))
+        pairs = list(itertools.combinations(rows, 2))
+        for plain in "gcn", "gat":
+            if plain in rows:
+                pairs = [(plain, name) for name in rows if name != plain]
+        for one, other in pairs:
+            ones, others = rows[one], rows[other]
+            differences = [others[seed]["test_accuracy"] - ones[seed]["test_accuracy"]
+                           for seed in ones if seed in others]
+            if differences:
+                print(f"{group} | {other} minus {one}: {summary(differences)}")
+        print(f"{group} | {len(pairs)} comparisons")
+
+
+def print_means(group, name, runs):
+    keys = list(runs[0])
+    for key in keys[keys.index("test_accuracy"):]:
+        print(f"{group} | {name} | {key}: {summary([run[key] for run in runs])}")
+
+
+def summary(values):
+    """Mean, standard deviation and the standard error of the mean, in words."""
+    text = f"{np.mean(values):.4f} ± {np.std(values):.4f} over {len(values)} runs"
+    if len(values) > 1:
+        text += f", standard error {np.std(values, ddof=1) / len(values) ** 0.5:.4f}"
+    return text
+
+
+quick_steps = functools.lru_cache(maxsize=1)(faster)    # often for the same graph again
+
+
+def run_once(model, recipe, graph, seed, steps=minignn.adam_steps):
+    """Train a model -> a dict of numbers, and the params."""
+    rng = jax.random.key(seed)
+    params, history = minignn.train(model, graph, rng, recipe, 0, steps)
+    metrics = minignn.evaluate(model, params, graph)
+    keys = "train_accuracy", "val_loss", "val_accuracy", "test_accuracy"
+    numbers = {key: float(metrics[key]) for key in keys}
+    return {"epochs": len(history["val_loss"]), **numbers}, params
+
+
+def paper_row(args):
+    """A GCN or a GAT of the paper on the graph of a file, with one change."""
+    original = minignn.load_graph(args.data)
+    nclass = len(original.class_names)
+    paper, recipe, rate = "GCN", minignn.GCN_RECIPE, args.dropout
+    if "gat" in args.name:
+        paper, recipe, rate = "GAT", minignn.GAT_RECIPE, None
+    model = make_model(args.name, nclass, args.number, dropout_rate=rate)
+    recipe = RECIPES.get(args.name, recipe)
+    if args.penalty == "W":
+        model = W_first(model)
+        recipe = dataclasses.replace(recipe, penalise_all=False)
+    if args.penalty == "none":
+        recipe = dataclasses.replace(recipe, weight_decay=0.0)
+    hops = args.number if args.name == "depth" else 2
+    change = CHANGES.get(args.name, lambda graph, seed, number: graph)
+
+    def run(seed):
+        graph = change(original, seed, args.number)
+        steps = quick_steps(graph, hops) if args.fast else minignn.adam_steps
+        numbers, params = run_once(model, recipe, graph, seed, steps)
+        if args.name == "depth":
+            cosines = mean_cosines(last_hidden(params, graph, nclass), graph.y)
+            numbers["same_class"], numbers["different_classes"] = map(float, cosines)
+        return numbers
+
+    return f"{args.data.stem}, {paper}{', fast' * args.fast}", args.words, run
+
+
+def random_graph_rows(args):
+    """Several models on the same random graphs."""
+    def draw(seed):
+        if args.name == "lookup":
+            return lookup(seed, args.number)
+        if args.name == "noisy":
+            return random_graph(seed, 80, args.classes, misleading=args.number)
+        return random_graph(seed, args.number, args.classes)
+
+    def run(name, models, seed):
+        graph = no_graph(draw(seed)) if name == "no-graph" else draw(seed)
+        runs = [run_once(model, RECIPES[args.name], graph, seed) for model in models]
+        return min((numbers for numbers, _ in runs), key=lambda run: run["val_loss"])
+
+    names, settings = ["gcn", "no-graph"], [(None, 16, 0.5)]
+    if args.name == "noisy":                # of three dropout rates, the best one
+        names += ["gat", "gat-no-attention", "gat-gcn-weights", "gatv2"]
+        settings = [(None, 64, rate) for rate in (0, 0.2, 0.5)]
+    models = {name: [make_model(name, args.classes, *setting) for setting in settings]
+              for name in names}
+    if args.name == "lookup":
+        models = {f"{name}, heads: {heads}": [make_model(name, args.number, heads)]
+                  for name in ("lookup-gat", "lookup-gatv2") for heads in (1, 8)}
+    for name, its_models in models.items():
+        yield args.words, name, functools.partial(run, name, its_models)
 
 
 # The fair table -----------------------------------------------------------------------
 #
-# Each method has four settings. The one to use is chosen on the validation nodes of the
-# public split. No label of its training and validation nodes is ever tested: the random
-# splits are drawn from the other nodes.
+# All have the same optimizer, most epochs, patience, rule, penalty and number of
+# settings. A setting is chosen on the validation nodes of the public split, with seeds
+# of its own. No label of the public split's training and validation nodes is ever
+# tested: the random splits are drawn from the other nodes.
+
+TUNING_SEEDS = [1000, 1001, 1002]
+
 
 def grid(**values):
     """All combinations, each a dict: grid(a=[1, 2], b=[3, 4]) has four."""
@@ -409,246 +577,123 @@ def grid(**values):
     return [dict(zip(values, combination)) for combination in combinations]
 
 
+# Both papers' settings are among these.
+NETWORKS = grid(hidden=[16, 64], dropout_rate=[0.5, 0.6, 0.8],
+                step_size=[0.005, 0.01], weight_decay=[1e-4, 5e-4, 1e-3])
 SETTINGS = {
-    "label-propagation": grid(keep=[0.8, 0.9, 0.95, 0.99]),
-    "no-graph": grid(dropout_rate=[0.5, 0.8], weight_decay=[5e-4, 2e-3]),
-    "sgc": grid(hops=[2, 4], weight_decay=[1e-5, 1e-4]),
-    "gcn": grid(dropout_rate=[0.5, 0.8], weight_decay=[5e-4, 2e-3]),
-    "gat": grid(dropout_rate=[0.6, 0.4], weight_decay=[5e-4, 2e-3]),
-    "gatv2": grid(dropout_rate=[0.6, 0.4], weight_decay=[5e-4, 2e-3]),
+    "label-propagation": grid(keep=np.linspace(0.29, 0.99, 36).round(2).tolist()),
+    "sgc": grid(hops=[2, 3, 4], step_size=[0.01, 0.05, 0.2],
+                weight_decay=[1e-6, 1e-5, 1e-4, 5e-4]),
+    **dict.fromkeys(["no-graph", "gcn", "gat", "gatv2"], NETWORKS),
 }
-TUNING_SEEDS = 3
 
 
-def fair_model(method, setting, nclass):
-    """A setting of a method -> (model, recipe)."""
-    if method == "sgc":
-        recipe = GCN_RECIPE | dict(step_size=0.2, epochs=400, patience=400)
-        model = SGC(setting["hops"], nclass)
-    elif method in ("no-graph", "gcn"):
-        recipe = GCN_RECIPE
-        model = GCN(16, nclass, setting["dropout_rate"])
-    elif method == "gat":
-        recipe = GAT_RECIPE
-        model = GAT([8, 1], [8], nclass, setting["dropout_rate"])
-    else:
-        recipe = GAT_RECIPE
-        model = GATv2(8, 8, nclass, setting["dropout_rate"])
-    return model, recipe | dict(weight_decay=setting["weight_decay"])
-
-
-def fair_scorer(method, setting, cora, narrow):
-    """A function of a seed and a split -> (validation accuracy, test accuracy).
-
-    narrow: whether the steps of training see only the receptive field of the public
-    split's training nodes, which is right for this split alone.
-    """
+def fair_run(method, setting, graph, seed):
     if method == "label-propagation":
-        def score(seed, split):
-            graph = dataclasses.replace(cora, **split)
-            scores = label_propagation(graph, setting["keep"])
-            accuracies = []
-            for nodes in (split["val"], split["test"]):
-                accuracies.append(float(accuracy(scores[nodes], graph.y[nodes])))
-            return accuracies
-        return score
+        scores = label_propagation(graph, setting["keep"])
+        val, test = [float(minignn.accuracy(scores[nodes], graph.y[nodes]))
+                     for nodes in (graph.val, graph.test)]
+        # It has no probabilities: the share of wrong nodes stands for the loss.
+        return {"val_loss": 1 - val, "val_accuracy": val, "test_accuracy": test}
+    hops = setting.get("hops", 2)
+    model = make_model(method, len(graph.class_names), hops, setting.get("hidden"),
+                       setting.get("dropout_rate"))
+    recipe = dataclasses.replace(FAIR_RECIPE, step_size=setting["step_size"],
+                                 weight_decay=setting["weight_decay"])
+    numbers, _ = run_once(model, recipe, graph, seed, quick_steps(graph, hops))
+    return numbers
 
-    from scale.faster import faster, faster_bits, faster_train
 
+def fair_rows(method, args, results):
+    """Choose a setting -> its row for the public split, and for random splits."""
+    public = minignn.load_graph(args.data)
+    used = np.concatenate([public.train, public.val])
     if method == "no-graph":
-        cora = no_graph(cora, 0, None)
-    field = None
-    if narrow:
-        field = faster(receptive_field(cora, setting.get("hops", 2)))
-    whole = faster(cora)
-    model, recipe = fair_model(method, setting, len(cora.class_names))
-    _, apply_fun = model
+        public = no_graph(public)
 
-    def score(seed, split):
-        graph = dataclasses.replace(whole, **split)
-        rng = jax.random.key(seed, impl=faster_bits)
-        params, _ = faster_train(
-            model, graph, rng, log_every=0, train_graph=field, **recipe)
-        metrics = evaluate(apply_fun, params, graph)
-        return float(metrics["val_accuracy"]), float(metrics["test_accuracy"])
+    def losses(setting):
+        row = (f"{args.data.stem}, tuning", f"{method} {setting}",
+               functools.partial(fair_run, method, setting, public))
+        return [results.get(row, seed)["val_loss"] for seed in TUNING_SEEDS]
 
-    return score
+    setting = min(SETTINGS[method], key=lambda setting: np.mean(losses(setting)))
 
+    def run(is_random, seed):
+        graph = random_split(public, seed, without=used) if is_random else public
+        return fair_run(method, setting, graph, seed)
 
-def public_split(graph):
-    return dict(train=graph.train, val=graph.val, test=graph.test)
-
-
-def other_split(graph, seed):
-    """20 training nodes per class, 500 validation and 1000 test nodes, at random.
-
-    They are drawn from the nodes outside the public split's training and validation
-    nodes, on which the settings were chosen.
-    """
-    rng = np.random.default_rng(seed)
-    y = np.asarray(graph.y)
-    used = np.concatenate([graph.train, graph.val])
-    nodes = np.setdiff1d(np.arange(len(y)), used)
-    train = choose(rng, nodes, y[nodes], 20)
-    rest = rng.permutation(np.setdiff1d(nodes, train))
-    return dict(train=train, val=rest[:500], test=rest[500:1500])
-
-
-def choose_setting(cora, method):
-    """The setting with the best mean validation accuracy on the public split."""
-    split = public_split(cora)
-    means = []
-    for setting in SETTINGS[method]:
-        score = fair_scorer(method, setting, cora, narrow=True)
-        accuracies = []
-        for seed in range(TUNING_SEEDS):
-            val_accuracy, _ = score(seed, split)
-            accuracies.append(val_accuracy)
-        means.append(np.mean(accuracies))
-        print(f"{method} | {setting} | validation accuracy {means[-1]:.4f} "
-              f"over {TUNING_SEEDS} seeds", flush=True)
-    return SETTINGS[method][int(np.argmax(means))]          # the first, if several are
-
-
-def fair(cora, method, runs):
-    """Choose a setting, use it on the public split and on random ones, and print."""
-    setting = choose_setting(cora, method)
-    print(f"{method} | chosen: {setting}", flush=True)
-    for name in ("public split", "random splits"):
-        score = fair_scorer(method, setting, cora, narrow=name == "public split")
-        accuracies = []
-        for seed in range(runs):
-            split = public_split(cora)
-            if name == "random splits":
-                split = other_split(cora, seed)
-            _, test_accuracy = score(seed, split)
-            accuracies.append(test_accuracy)
-        print(f"{method} | {name} | {summary(accuracies)}", flush=True)
+    for is_random, split in (False, "public split"), (True, "random splits"):
+        yield (f"{args.data.stem}, {split}", f"{method} {setting}",
+               functools.partial(run, is_random))
 
 
 # The command line ---------------------------------------------------------------------
+
+NUMBERS = {"labels": range(1, 21), "depth": range(1, 65), "homophily": range(101),
+           "noisy": range(51), "lookup": range(2, 65)}
+NAMES = {*CHANGES, *RECIPES, *NUMBERS, "gcn", "gat", "gat-head-masks", "gatv2",
+         "gat-no-attention", "gat-gcn-weights", "gcn-as-gat", "fair", "compare"}
 
 
 def read_flags():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("name", choices=[*GRAPHS, "homophily", "fair"], metavar="NAME",
-        help="one of those above")
-    add("argument", nargs="?", metavar="NUMBER or METHOD",
-        help="NUMBER for labels, depth and homophily, METHOD for fair")
-    add("--runs", type=int, default=20,
-        help="train with the seeds SEED to SEED + RUNS - 1 [%(default)s]")
-    add("--seed", type=int, default=0, help="the first seed [%(default)s]")
-    add("--dropout", type=float, default=0.5,
-        help="the GCN's rate; the GAT's is 0.6 [%(default)s]")
-    add("--classes", type=int, default=5,
-        help="of the graphs of homophily [%(default)s]")
-    add("--fast", action="store_true",
-        help="less work per epoch, as the scripts' flag; draws other random numbers")
+    add("name", choices=NAMES, metavar="NAME", help="one of those above")
+    add("argument", nargs="?", metavar="NUMBER or METHOD")
+    add("--data", type=pathlib.Path, default=minignn.CORA, help="a graph's file [Cora]")
+    add("--runs", type=int, default=20, help="the number of seeds [%(default)s]")
+    add("--seed", type=int, default=0, help="the first of them [%(default)s]")
+    add("--dropout", type=float, default=0.5, help="the rate of a GCN [%(default)s]")
+    add("--penalty", choices=["all", "W", "none"], default="all",
+        help="the params of a GAT that are penalised [%(default)s]")
+    add("--classes", type=int, default=5, help="of a random graph [%(default)s]")
+    add("--fast", action="store_true", help="as the scripts' flag; other random bits")
+    add("--results", type=pathlib.Path,
+        help="a file to which each run is added; a run that it has is not made again")
     args = parser.parse_args()
 
-    args.number = None
-    if args.name == "fair":
-        if args.argument not in (None, *SETTINGS):
-            parser.error(f"METHOD is {args.argument}: it must be one of "
-                         f"{', '.join(SETTINGS)}")
-        if args.seed != 0 or args.fast:
-            parser.error("fair takes no --seed and no --fast")
-    elif (args.name in TAKES_NUMBER) != (args.argument is not None):
-        parser.error("labels, depth and homophily take a NUMBER, the others take none")
-    elif args.argument is not None:
-        if not args.argument.isdecimal():
-            parser.error(f"NUMBER is {args.argument}: it must be a whole number")
+    args.words, args.number = args.name, None
+    if args.name in NUMBERS:
+        numbers = NUMBERS[args.name]
+        if args.argument not in map(str, numbers):
+            parser.error(f"{args.name} takes a NUMBER, {numbers[0]} to {numbers[-1]}")
         args.number = int(args.argument)
-    try:
-        check_whole(1, runs=args.runs)
-        check_whole(0, seed=args.seed)
-        check_whole(2, classes=args.classes)
-        if args.name in ("labels", "depth"):
-            check_whole(1, NUMBER=args.number)
-        check_dropout_rate(args.dropout)
-    except ValueError as error:
-        parser.error(str(error))
-    if args.name == "labels" and args.number > 20:
-        parser.error(f"NUMBER is {args.number}: there are 20 labels per class")
-    if args.name == "homophily" and args.number > 100:
-        parser.error(f"NUMBER is {args.number}: it is a percentage")
+        args.words += f" {args.number}"
+    elif args.argument not in ((None, *SETTINGS) if args.name == "fair" else (None,)):
+        parser.error(f"{args.name} takes no {args.argument}; fair takes one of "
+                     f"{', '.join(SETTINGS)}")
+    gats = "gat", "gat-no-attention", "gat-gcn-weights"
+    if args.penalty != "all" and args.name not in gats:
+        parser.error(f"{args.name} takes no --penalty")
+    if args.runs < 1 or args.seed < 0 or args.classes < 2 or not 0 <= args.dropout < 1:
+        parser.error("--runs must be at least 1, --seed 0, --classes 2, and --dropout "
+                     "from 0 to below 1")
+    for flag in "dropout", "penalty", "classes":
+        if getattr(args, flag) != parser.get_default(flag):
+            args.words += f" --{flag} {getattr(args, flag)}"
     return args
-
-
-def summary(accuracies):
-    """Mean, standard deviation and the standard error of the mean, in words."""
-    text = f"test accuracy: {np.mean(accuracies):.4f} ± {np.std(accuracies):.4f} "
-    text += f"over {len(accuracies)} runs"
-    if len(accuracies) > 1:
-        error = np.std(accuracies, ddof=1) / np.sqrt(len(accuracies))
-        text += f", standard error of the mean {error:.4f}"
-    return text
 
 
 def main():
     args = read_flags()
-    cora = load_graph()
-    if args.name == "fair":
-        for method in [args.argument] if args.argument else SETTINGS:
-            fair(cora, method, args.runs)
+    results = Results(args.results)
+    if args.name == "compare":
+        for group in dict.fromkeys(group for group, _ in results.rows):
+            if not group.endswith("tuning"):
+                results.compare(group)
         return
-
-    key_impl = None                                         # JAX's own random bits
-    train_model = train
-    if args.fast:
-        from scale.faster import faster, faster_bits, faster_train
-        key_impl = faster_bits
-        train_model = faster_train
-
-    num_classes = len(cora.class_names)
-    if args.name == "homophily":
-        num_classes = args.classes
-    model = make_model(args.name, args.number, args.dropout, num_classes)
-    _, apply_fun = model
-    recipe = RECIPES.get(args.name, GCN_RECIPE)
-
-    accuracies, without_graph, cosines = [], [], []
-    for seed in range(args.seed, args.seed + args.runs):
-        if args.name == "homophily":
-            graph = homophily(seed, args.number, num_classes)
-        else:
-            graph = GRAPHS[args.name](cora, seed, args.number)
-        plain = graph
-        train_graph = None
-        if args.fast:
-            hops = args.number if args.name == "depth" else 2
-            train_graph = faster(receptive_field(graph, hops))
-            graph = faster(graph)
-        rng = jax.random.key(seed, impl=key_impl)
-        params, history = train_model(
-            model, graph, rng, log_every=0, train_graph=train_graph, **recipe)
-        metrics = evaluate(apply_fun, params, graph)
-        accuracies.append(float(metrics["test_accuracy"]))
-        line = (f"run {len(accuracies):3d} | seed {seed} | "
-                f"{len(history['val_loss'])} epochs | "
-                f"train accuracy {history['train_accuracy'][-1]:.4f} | "
-                f"test accuracy {accuracies[-1]:.4f}")
-
-        if args.name == "depth":
-            h = last_hidden(params, plain, num_classes)
-            cosines.append(mean_cosines(h, plain.y))
-            line += " | cosine {:.2f}, {:.2f}".format(*cosines[-1])
-        if args.name == "homophily":
-            graph = no_graph(plain, seed, None)
-            params, _ = train(model, graph, rng, log_every=0, **recipe)
-            metrics = evaluate(apply_fun, params, graph)
-            without_graph.append(float(metrics["test_accuracy"]))
-            line += f" | without the graph {without_graph[-1]:.4f}"
-        print(line, flush=True)
-
-    print(summary(accuracies))
-    if without_graph:
-        print(f"without the graph, {summary(without_graph)}")
-    if cosines:
-        print("mean cosine of the last hidden layer: same class {:.2f}, different "
-              "classes {:.2f}".format(*np.mean(cosines, axis=0)))
+    if args.name == "fair":
+        methods = [args.argument] if args.argument else SETTINGS
+        rows = itertools.chain(*(fair_rows(name, args, results) for name in methods))
+    elif args.name in ("homophily", "noisy", "lookup"):
+        rows = random_graph_rows(args)
+    else:
+        rows = [paper_row(args)]
+    for group, name, run in rows:
+        runs = [results.get((group, name, run), seed)
+                for seed in range(args.seed, args.seed + args.runs)]
+        print_means(group, name, runs)
 
 
 if __name__ == "__main__":
