@@ -1,47 +1,81 @@
-"""Make the notebooks of the pages: python docs/notebooks.py
+"""Make the notebooks of two pages: python lab/notebooks.py
 
-writes course.ipynb and exercises.ipynb, from course.md and exercises.md. jupytext reads
-Markdown as it is: a Python block becomes a cell to run, all between them becomes text.
-What is added here is a first cell, which finds minignn.py. Needs jupytext.
+writes docs/course.ipynb and docs/exercises.ipynb, from the .md of the same name. Blocks
+of Python become cells to run, all between them becomes text. What a block prints is
+left out: the notebook prints it. A first cell finds minignn.py.
 """
+import json
 import pathlib
+import re
 
-import jupytext
-import nbformat
-
-DOCS = pathlib.Path(__file__).resolve().parent
+DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
 PAGES = "course", "exercises"
 
 FIRST_CELL = """\
-# Find minignn.py, here or in a folder above, so that the notebook can import it.
+# Go to the folder of minignn.py, so that the cells can import it and read data/.
+import os
 import pathlib
 import sys
 
 here = pathlib.Path.cwd()
-root = next(f for f in [here, *here.parents] if (f / "minignn.py").exists())
-sys.path.insert(0, str(root))"""
+folders = [here, *here.parents]
+found = [folder for folder in folders if (folder / "minignn.py").exists()]
+if not found:
+    raise FileNotFoundError(
+        "This notebook needs its repository: minignn.py, data/ and lab/. Get the whole "
+        "of it (git clone, or download and unpack the archive), and open the notebook "
+        "in its folder docs. On a hosted machine, put the three beside the notebook. "
+        "JAX is needed, too: pip install jax")
+os.chdir(found[0])
+sys.path.insert(0, str(found[0]))"""
+
+# ```python is run by the tests of the page; ```py needs matplotlib, and is not.
+BLOCK = re.compile(r"^```(?:python|py)\n(.*?)\n```\n(?:\s*^```text\n.*?^```\n)?",
+                   re.M | re.S)
+
+
+def cells_of(page):
+    """The cells of a page, (type, source): "course" of course.md."""
+    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    cells = [("code", FIRST_CELL)]
+    end = 0
+    for block in BLOCK.finditer(text):
+        cells.append(("markdown", for_jupyter(text[end:block.start()], text)))
+        cells.append(("code", block[1]))
+        end = block.end()
+    cells.append(("markdown", for_jupyter(text[end:], text)))
+    return [(kind, source) for kind, source in cells if source]
+
+
+def for_jupyter(part, text):
+    """A part of a page, its links to headings and pages made into Jupyter's."""
+    for heading in re.findall(r"^#+ (.*)", text, re.M):
+        on_the_page = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+        in_jupyter = heading.replace(" ", "-")
+        part = part.replace(f"](#{on_the_page})", f"](#{in_jupyter})")
+    for page in PAGES:
+        part = part.replace(f"({page}.md)", f"({page}.ipynb)")
+    return part.strip()
 
 
 def notebook_of(page):
-    """The notebook of a page: course of course.md."""
-    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
-    # jupytext would make a cell of a shell command, too, and run it. It makes none of a
-    # "console" block.
-    text = text.replace("\n```sh\n", "\n```console\n")
-    notebook = jupytext.reads(text, fmt="md")
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(FIRST_CELL))
-    for i, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{i}"           # jupytext's are random; these stay as they are
-    notebook.metadata = {
-        "kernelspec": {"name": "python3", "display_name": "Python 3",
-                       "language": "python"},
-        "language_info": {"name": "python"}}
-    return notebook
+    """The notebook, as the dict that its file holds."""
+    cells = []
+    for i, (kind, source) in enumerate(cells_of(page)):
+        cell = {"cell_type": kind, "id": f"cell-{i}", "metadata": {},
+                "source": source.splitlines(keepends=True)}
+        if kind == "code":
+            cell |= {"execution_count": None, "outputs": []}
+        cells.append(cell)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return {"cells": cells, "nbformat": 4, "nbformat_minor": 5,
+            "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}}}
 
 
 def main():
     for page in PAGES:
-        nbformat.write(notebook_of(page), DOCS / f"{page}.ipynb")
+        text = json.dumps(notebook_of(page), indent=1, ensure_ascii=False)
+        (DOCS / f"{page}.ipynb").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
