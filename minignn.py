@@ -11,7 +11,7 @@ its neighbours j, itself among them:
 The sum is one function here, aggregate. What makes a layer is where its weights w_ij
 come from. In a GCN (graph convolutional network: Kipf & Welling, ICLR 2017), they
 follow from how many neighbours i and j have. In a GAT (graph attention network:
-Veličković et al., ICLR 2018), they, alpha, are computed by a learned part:
+Veličković et al., ICLR 2018), a learned part computes them, and they are called alpha:
 
     GCN     out = adj.aggregate(adj.values, h)
     GAT     out = adj.aggregate(alpha, h)
@@ -28,13 +28,13 @@ the data to predictions:
 
 The JAX that it needs, for readers who know NumPy (jnp is JAX's NumPy):
 
-    array       never changes; every operation makes a new one: x.at[i].add(v) is x with
-                v added in place i
+    array       never changes; every operation makes a new one. x.at[i].add(v) is a copy
+                of x with v added at index i
     key, rng    random numbers are a function of a key: the same key, the same numbers.
                 So numbers are drawn from it once. jax.random.split makes several keys
                 from one; fold_in makes one from a key and a number
-    pytree      lists, tuples, dicts and registered classes, nested, with arrays inside,
-                the leaves. What grad and jit take and give are pytrees.
+    pytree      lists, tuples, dicts and registered classes, nested, with arrays or
+                numbers inside, the leaves. What grad and jit take and give are pytrees.
                 jax.tree.map(f, tree) puts f(leaf) in the place of each leaf; with two
                 trees of the same form, f gets a leaf of each
     jax.grad    if f returns one number, grad(f)(params) is its derivative by params: an
@@ -42,12 +42,12 @@ The JAX that it needs, for readers who know NumPy (jnp is JAX's NumPy):
     jax.jit     jit(f) is f, compiled. At the first call, JAX runs f on stand-ins that
                 have a shape but no numbers, and records what it does; later calls run
                 the record. A new shape makes a new record. An argument marked static,
-                as a function or what an `if` tests must be, has no stand-in: f gets the
-                value itself, and another value makes a new record
+                as a function must be, or a number that an `if` tests, has no stand-in:
+                f gets the value itself, and another value makes a new record
 
 Shapes stand in brackets, [before] -> [after] where a line changes one: N nodes, E
 entries of a matrix, F features, C classes; in section 3, H heads of D units; n, m, k
-are any numbers. Calls of check_... refuse bad input; they explain nothing.
+are any numbers. Calls of check_..., defined at the end, refuse bad input.
 
 Needs jax 0.5, numpy 1.26, Python 3.11 or later. MIT License, the minignn developers.
 """
@@ -70,12 +70,13 @@ def static():
     return dataclasses.field(metadata={"static": True})
 
 
-@jax.tree_util.register_dataclass       # a pytree: the fields not static are leaves
+@jax.tree_util.register_dataclass               # a pytree of the fields not static
 @dataclasses.dataclass(frozen=True, eq=False)   # eq: == of arrays gives no single bool
 class Sparse:
     """A matrix of which only E entries are stored; the others are zero.
 
-    A graph is such a matrix, its adjacency: row i has an entry for each neighbour of i.
+    The edges of a graph are such a matrix, its adjacency, with an entry in row i for
+    each neighbour of i.
 
         [[0, 2, 0],     is      rows   = [0, 1, 1]
          [5, 0, 7]]             cols   = [1, 0, 2]
@@ -96,7 +97,7 @@ class Sparse:
         weights: [E, H], h: [m, H, D] -> [n, H, D].
         """
         h = jnp.asarray(h)                              # an array of NumPy will do
-        check_sum(self, weights, h)
+        check_aggregate(self, weights, h)
         h_of_entry = h[self.cols]                       # [m, k] -> [E, k]
         messages = weights[..., None] * h_of_entry      # [E, 1] * [E, k]
         # The same as: for e in range(E): out[rows[e]] += messages[e]
@@ -117,7 +118,7 @@ class Sparse:
         return f"Sparse {list(self.shape)} of {len(self.rows)} entries"
 
 
-def to_sparse(rows, cols, values, shape):
+def make_sparse(rows, cols, values, shape):
     """A Sparse of NumPy arrays, in JAX's types."""
     return Sparse(jnp.asarray(rows, jnp.int32), jnp.asarray(cols, jnp.int32),
                   jnp.asarray(values, float), shape)
@@ -129,7 +130,7 @@ class Graph:
     """A graph, and its nodes for training, validation and testing."""
 
     x: jax.Array | Sparse                       # features [N, F]
-    adj: Sparse                                 # [N, N]; row i: the neighbours of i
+    adj: Sparse                                 # [N, N], with self-loops
     y: jax.Array                                # labels [N], -1 for none
     train: jax.Array                            # [n], the nodes to learn from,
     val: jax.Array                              # those that say when to stop,
@@ -170,21 +171,21 @@ def normalize_adjacency(edge_index, num_nodes):
     check_array("edge_index", edge_index, "integers", [2, "number of edges"])
     check_each((edge_index >= 0) & (edge_index < num_nodes), "edge_index", edge_index,
                f"nodes are 0 to {num_nodes - 1}")
-    sources, targets = edge_index.astype(np.int64)          # as places can be large
+    sources, targets = edge_index.astype(np.int64)          # up to N * N below
     nodes = np.arange(num_nodes)
     rows = np.concatenate([targets, nodes])
     cols = np.concatenate([sources, nodes])
 
     # Number the places of the matrix row by row: of 3 columns, row 1, column 2 is 5.
     # Sorted, equal ones stand together; keep each that is larger than the one before.
-    # (Ten million edges take seconds, and np.unique of NumPy 2.4 a minute.)
+    # (np.unique does the same; that of NumPy 2.4 takes far longer.)
     places = np.sort(rows * num_nodes + cols)
     is_first = np.diff(places, prepend=-1) > 0
     rows, cols = np.divmod(places[is_first], num_nodes)     # row 1, column 2 again
 
     degree = np.bincount(rows)                              # entries of each row: [N]
     values = 1 / np.sqrt(degree[rows] * degree[cols])       # [E]
-    return to_sparse(rows, cols, values, (num_nodes, num_nodes))
+    return make_sparse(rows, cols, values, (num_nodes, num_nodes))
 
 
 # A layer is a pair of functions, and a model is one, too:
@@ -219,7 +220,7 @@ def dropout(rng, x, rate):
     check_rate(rate)
     if rng is None or rate == 0:
         return x
-    if hasattr(x, "values"):                    # a Sparse: what is not stored is 0
+    if hasattr(x, "values"):    # a Sparse, or one like it: what is not stored is 0
         return dataclasses.replace(x, values=dropout(rng, x.values, rate))
     keep = jax.random.bernoulli(rng, 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0)
@@ -228,7 +229,7 @@ def dropout(rng, x, rate):
 def GraphConvolution(out_dim, bias=False, dropout_rate=0):
     """A layer of the GCN, Â X W: the paper's equation 2 before its activation.
 
-    It is a convolution: one W serves every node, as a filter every place of an image.
+    It is a convolution: one W serves every node, as one filter all places of an image.
     The bias is not in the paper; it is for models of your own.
 
     params: (W [F, out_dim],) or (W, b [out_dim]).
@@ -342,9 +343,9 @@ def attention(a1, a2, h, adj):
 def MultiHeadLayer(nheads, nhid, dropout_rate, last_layer=False):
     """nheads attentions side by side, each with nhid units and its own W, a1 and a2.
 
-    Each head can prefer other neighbours; the authors found that several make learning
-    stable. Their outputs stand side by side; those of a last layer, whose units are the
-    classes, are averaged.
+    Each head can prefer other neighbours; the authors found that with several, learning
+    is more stable. Their outputs stand side by side; those of a last layer, whose units
+    are the classes, are averaged.
 
     params: (W [F, H*D], a1 [H, D], a2 [H, D], b [H, D]).
     x: [N, F], an array or a Sparse -> [N, H*D], in the last layer [N, D].
@@ -368,7 +369,7 @@ def MultiHeadLayer(nheads, nhid, dropout_rate, last_layer=False):
         x = dropout(x_rng, x, dropout_rate)
         h = (x @ W).reshape(-1, nheads, nhid)               # [N, F] -> [N, H, D]
         alpha = attention(a1, a2, h, adj)                   # w_ij = alpha_ij: [E, H]
-        # In each step of the training, a node hears a random part of its neighbours.
+        # In each step of the training, each head hears a random part of the neighbours.
         alpha = dropout(alpha_rng, alpha, dropout_rate)
         # Not in the paper, but in its authors' code: dropout of h, and the bias b.
         h = dropout(h_rng, h, dropout_rate)
@@ -486,9 +487,10 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 
 
 def loss_rule(history):
-    """The GCN paper's: progress is a new lowest validation loss; always keep.
+    """The GCN paper's, as read here: a new lowest validation loss is progress.
 
-    (Its authors' code compares with the mean of the ten losses before.)
+    All params are kept, so that the result is the last. (The authors' code keeps them,
+    too, but compares with the mean of the ten losses before.)
     """
     *before, loss = history["val_loss"]
     is_progress = loss < min(before, default=math.inf)
@@ -614,7 +616,7 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
         is_progress, is_kept = recipe.rule(history)
         if epoch == 1:                          # progress and kept, whatever the rule
             is_progress = is_kept = True
-            start = time.perf_counter()         # it also compiled
+            start = time.perf_counter()         # not timed: it also compiled
         if is_kept:
             kept_params = params
         if is_progress:
@@ -622,9 +624,9 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
         if epoch - last_progress >= recipe.patience:
             break
     if log_every:
-        milliseconds = 1000 * (time.perf_counter() - start) / max(epoch - 1, 1)
+        seconds = (time.perf_counter() - start) / (epoch - 1) if epoch > 1 else math.nan
         print(f"stopped after epoch {epoch}: last progress at {last_progress}, "
-              f"{milliseconds:.1f} ms an epoch")
+              f"{1000 * seconds:.1f} ms an epoch")
     return kept_params, history
 
 
@@ -644,23 +646,7 @@ def from_dense(matrix):
     """The Sparse of an array [n, m]: its entries that are not zero."""
     matrix = np.asarray(matrix)
     rows, cols = np.nonzero(matrix)
-    return to_sparse(rows, cols, matrix[rows, cols], matrix.shape)
-
-
-def load_graph(path=CORA, normalize=True):
-    """The Graph of an .npz file, as np.savez writes it, of make_graph's arguments.
-
-    Raises OSError for a missing file, ValueError for whatever is wrong with it.
-    """
-    names = ("x", "edge_index", "y", "train_mask", "val_mask", "test_mask",
-             "class_names")
-    with open(path, "rb") as stream:
-        try:
-            with np.lib.npyio.NpzFile(stream) as file:      # np.load takes other files
-                arrays = {name: file[name] for name in names if name in file}
-            return make_graph(**arrays, normalize=normalize)
-        except Exception as error:              # a damaged file can fail in any way
-            raise ValueError(f"{path}: {error}") from error
+    return make_sparse(rows, cols, matrix[rows, cols], matrix.shape)
 
 
 def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=None,
@@ -681,7 +667,7 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     check_array("x", x, "numbers", ["N", "F"])
     if x.size == 0:
         raise ValueError(f"x is {list(x.shape)}: a graph needs a node and a feature")
-    # float32 ends at 3e38, and x is yet to be summed.
+    # float32 ends at 3e38, and x is yet to be summed. (A float16 never gets to 1e30.)
     check_each(np.abs(x) < np.float64(1e30), "x", x, "it must be below 1e30 in size")
     check_each((x >= 0) | (not normalize), "x", x, "negative numbers, whose sum can "
                "be 0, need normalize=False (the scripts: --no-normalize)")
@@ -718,6 +704,22 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
         **nodes)                                            # train, val and test
 
 
+def load_graph(path=CORA, normalize=True):
+    """The Graph of an .npz file, as np.savez writes it, of make_graph's arguments.
+
+    Raises OSError for a missing file, ValueError for whatever is wrong with it.
+    """
+    names = ("x", "edge_index", "y", "train_mask", "val_mask", "test_mask",
+             "class_names")
+    with open(path, "rb") as stream:
+        try:
+            with np.lib.npyio.NpzFile(stream) as file:      # np.load takes other files
+                arrays = {name: file[name] for name in names if name in file}
+            return make_graph(**arrays, normalize=normalize)
+        except Exception as error:              # a damaged file can fail in any way
+            raise ValueError(f"{path}: {error}") from error
+
+
 # The rest checks what comes in. An error says what is wrong, where, and what is right.
 
 
@@ -744,7 +746,7 @@ def check_array(name, array, meaning, shape):
         raise ValueError(f"{name} is {found}: it must be {meaning} [{lengths}]")
 
 
-def check_sum(matrix, weights, h):
+def check_aggregate(matrix, weights, h):
     E, (_, m) = len(matrix.rows), matrix.shape
     weights_fit = weights.shape == (E, *h.shape[1:-1])          # [E] or [E, H]
     # Asked for a row past the end of h, JAX would give the last, without a word.

@@ -1,1008 +1,398 @@
-"""Measure minignn's speed, memory and scale, beside its peers.
+"""How fast minignn is, beside its peers. Each command prints one table:
 
-    python bench/bench.py [--tables 1,tricks,2,3] [--cores 1] [--write docs/speed.md]
-                          [--help]
+    python lab/bench.py epoch       Cora: the time of an epoch, and the test accuracy
+    python lab/bench.py tricks      Cora: what each trick of scale/faster.py is worth
+    python lab/bench.py step        random graphs: the time and the memory of a step
+    python lab/bench.py prompt      from the command to the prompt
 
-Prints Markdown tables; with --write they also go into a page:
-
-    1       Cora: the time of an epoch, beside PyTorch Geometric in three forms and a
-            GCN in NumPy and SciPy, with the test accuracy that each of them reaches.
-    tricks  Cora: what each trick of scale/ is worth: time per epoch, time to compile.
-    2       Random graphs with 10^4, 10^5 and 10^6 nodes: time and memory of a step.
-    3       From the command to the prompt: both scripts, and the same with the peer.
-
-What is measured runs in a process of its own, a worker, so that its peak memory (the
-largest resident set, libraries included) is its alone. Workers never run at the same
-time; all have the cores that --cores says. Where JAX finds a GPU, minignn runs there,
-and PyTorch where it finds one; the line under each table says so.
+Each number is measured in a process of its own, which prints what it found as its last
+line. Processes run one at a time, in turns, on one core; the table has the medians of
+the rounds. Needs Linux; the peers are optional: pip install scipy torch torch_geometric
 """
 import argparse
-import contextlib
-import datetime
-import importlib.metadata
-import importlib.util
+import dataclasses
 import itertools
 import json
-import math
 import os
 import pathlib
-import platform
 import re
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import textwrap
-import threading
 import time
-import warnings
+from types import SimpleNamespace as Peer
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-MODELS = "GCN", "GAT"
-TURN = 50       # epochs that a worker runs until it is another one's turn; see Turns
-STEPS = {10 ** 4: 50, 10 ** 5: 10, 10 ** 6: 3}      # table 2: nodes, steps to time
-TRICKS = "receptive_field", "faster_bits", "faster", "faster_train"
+import jax
+import numpy as np
 
-# Only workers import more than the standard library: a peer's memory must not count
-# JAX, and this process must not hold a GPU.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import minignn
+from minignn import GAT, GAT_RECIPE, GCN, GCN_RECIPE
+from scale import faster
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+MODELS = {"GCN": (GCN(16, 7), GCN_RECIPE), "GAT": (GAT([8, 1], [8], 7), GAT_RECIPE)}
+PLAIN, FAST, SCIPY, PYG = "minignn", "minignn --fast", "SciPy", "PyTorch Geometric, "
 
-# 1. What all train on, and until when -------------------------------------------------
-
-
-def arrays_of(nodes, labels):
-    """-> normalised x, edge_index, y, and the masks of train, val and test.
-
-    nodes: 0 for Cora; else the number of nodes of a random graph, with 10 edges for
-    each, 64 dense features and 7 classes. The first `labels` of them are training
-    nodes; the last 40 percent are validation and test nodes, one half each.
-    """
-    import numpy as np
-    if nodes == 0:
-        with np.load(ROOT / "data" / "cora.npz") as file:
-            x = file["x"].astype(np.float32)
-            edge_index = file["edge_index"].astype(int)
-            y = file["y"].astype(int)
-            masks = [file[f"{split}_mask"] for split in ("train", "val", "test")]
-    else:
-        rng = np.random.default_rng(0)
-        x = rng.random((nodes, 64), dtype=np.float32)
-        edge_index = rng.integers(0, nodes, (2, 10 * nodes))
-        y = rng.integers(0, 7, nodes)
-        place = np.arange(nodes) / nodes
-        masks = [np.arange(nodes) < labels, (place >= 0.6) & (place < 0.8),
-                 place >= 0.8]
-    x /= np.maximum(x.sum(1, keepdims=True), 1)
-    return x, edge_index, y, *masks
-
-
-def paper_rule(model):
-    """-> the paper's rule, patience and most epochs: its recipe's in minignn.py.
-
-    Here once more, since a peer must not load JAX. A test holds them against minignn's.
-    """
-    def gcn_rule(history):
-        loss = history["val_loss"]
-        return loss[-1] < min(loss[:-1], default=math.inf), True
-
-    def gat_rule(history):
-        loss, accuracy = history["val_loss"], history["val_accuracy"]
-        is_lowest = loss[-1] <= min(loss)
-        is_highest = accuracy[-1] >= max(accuracy)
-        return is_lowest or is_highest, is_lowest and is_highest
-
-    return (gcn_rule, 10, 200) if model == "GCN" else (gat_rule, 100, 100_000)
-
-
-# 2. The contestants -------------------------------------------------------------------
+# 1. The peers -------------------------------------------------------------------------
 #
-# Each is a class: making an object gets everything ready, and then
-#
-#     .train(rule, patience, most) -> (epochs, test accuracy)     training from scratch
-#     .start(), then .step() as often as you like                 or its steps alone
-#
-# A rule is what minignn.train calls a rule. An epoch is one step of training, and one
-# evaluation of the loss and the accuracy of all three splits.
+# A peer has step(), a step of training, and evaluate(), which returns what that of
+# minignn does; what else is in it is for the tests. Its graph has arrays of NumPy's.
 
 
-class Minignn:
-    """minignn, without scale/ or with some of its TRICKS; with all, it is --fast."""
-
-    def __init__(self, model, nodes=0, labels=0, tricks=()):
-        import jax
-
-        import minignn
-        if nodes == 0:
-            graph = minignn.load_graph()
-        else:
-            graph = minignn.make_graph(*arrays_of(nodes, labels), normalize=False)
-        if model == "GCN":
-            self.model, self.recipe = minignn.GCN(16, 7), minignn.GCN_RECIPE
-        else:
-            self.model, self.recipe = minignn.GAT([8, 1], [8], 7), minignn.GAT_RECIPE
-
-        train_graph = graph
-        self.rng = jax.random.key(0)
-        self.train_model = minignn.train
-        if "receptive_field" in tricks:
-            train_graph = minignn.receptive_field(graph, hops=2)
-        if tricks:
-            from scale import faster
-        if "faster" in tricks:
-            same = train_graph is graph
-            train_graph = faster.faster(train_graph)
-            graph = train_graph if same else faster.faster(graph)
-        if "faster_bits" in tricks:
-            self.rng = jax.random.key(0, impl=faster.faster_bits)
-        if "faster_train" in tricks:
-            self.train_model = faster.faster_train
-        self.graph, self.train_graph = graph, train_graph
-
-    def train(self, rule, patience, most):
-        import minignn
-        settings = dict(rule=rule, patience=patience, epochs=most, log_every=0)
-        params, history = self.train_model(
-            self.model, self.graph, self.rng, train_graph=self.train_graph,
-            **(self.recipe | settings))
-        _, apply_fun = self.model
-        metrics = minignn.evaluate(apply_fun, params, self.graph)
-        return len(history["val_loss"]), float(metrics["test_accuracy"])
-
-    def start(self):
-        import jax
-
-        import minignn
-        init_rng, self.dropout_rng = jax.random.split(self.rng)
-        init_fun, _ = self.model
-        _, self.params = init_fun(init_rng, self.graph.x.shape)
-        self.state = minignn.adam(self.recipe["step_size"])[0](self.params)
-        self.epoch = 0
-
-    def step(self):
-        import jax
-
-        import minignn
-        self.epoch += 1
-        _, apply_fun = self.model
-        self.params, self.state = minignn.train_step(
-            apply_fun, self.recipe["penalise_all"], self.params, self.state,
-            self.train_graph, self.dropout_rng, self.epoch, self.recipe["step_size"],
-            self.recipe["weight_decay"])
-        jax.block_until_ready(self.params)
+def log_softmax(z):
+    z = z - z.max(axis=1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
 
-class Peer:
-    """A contestant with evaluate() -> a dict; what minignn.train is for minignn."""
-
-    def train(self, rule, patience, most):
-        self.start()
-        history = {"val_loss": [], "val_accuracy": []}
-        last_progress = 0
-        for epoch in range(1, most + 1):
-            self.step()
-            metrics = self.evaluate()
-            for name, values in history.items():
-                values.append(metrics[name])
-            progress, keep = rule(history)
-            if keep or epoch == 1:
-                kept = metrics["test_accuracy"]
-            if progress:
-                last_progress = epoch
-            if epoch - last_progress >= patience:
-                break
-        return epoch, kept
+def metrics_of(logits, graph):
+    metrics = {}
+    for split in ("train", "val", "test"):
+        nodes = getattr(graph, split)
+        log_p, y = log_softmax(logits[nodes]), graph.y[nodes]
+        metrics[f"{split}_loss"] = -log_p[np.arange(len(y)), y].mean()
+        metrics[f"{split}_accuracy"] = (log_p.argmax(axis=1) == y).mean()
+    return metrics
 
 
-class PyG(Peer):
+def pytorch_geometric(form, model, graph, seed):
     """PyTorch Geometric's GCNConv and GATConv, with the settings of its Cora examples.
 
     form: "dense"   as in its examples: x is an array, the adjacency is edge_index
           "sparse"  x is a coalesced COO matrix, multiplied by torch.sparse.mm
-          "tuned"   the quickest that was found. The adjacency is a CSR matrix, so that
-                    GCNConv sums without storing messages and GATConv over sorted rows.
-                    x is a CSR matrix, see sparse_linear.
+          "tuned"   the quickest that was found: both are CSR matrices
     """
+    import torch
+    from torch.nn.functional import cross_entropy, dropout, elu
+    from torch_geometric.nn import GATConv, GCNConv
+    from torch_geometric.utils import to_torch_csr_tensor
 
-    def __init__(self, model, nodes=0, labels=0, form="dense"):
-        import torch
-        from torch_geometric.utils import add_self_loops, to_torch_csr_tensor
-        warnings.filterwarnings("ignore", "Sparse")     # that CSR is new in PyTorch
-        self.model, self.form = model, form
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        arrays = [torch.as_tensor(array) for array in arrays_of(nodes, labels)]
-        x, adj, self.y, *masks = [array.to(self.device) for array in arrays]
-        self.splits = [mask.nonzero()[:, 0] for mask in masks]
+    torch.manual_seed(seed)
+    has_zeros = hasattr(graph.x, "values")
+    x = torch.tensor(np.asarray(graph.x.todense() if has_zeros else graph.x))
+    train, y = torch.tensor(graph.train), torch.tensor(graph.y).long()
+    # Sources and targets. Self-loops are there: no layer has to add them in each step.
+    adj = torch.tensor(np.array([graph.adj.cols, graph.adj.rows], int))
+    if form == "tuned":
+        adj = to_torch_csr_tensor(adj.flip(0), size=graph.adj.shape)
+    graph = dataclasses.replace(graph, x=None, adj=None)        # PyTorch has them now
 
-        if form == "tuned":
-            adj, _ = add_self_loops(adj, num_nodes=len(x))
-            # Row i of a CSR matrix lists what node i gathers from.
-            adj = to_torch_csr_tensor(adj.flip(0), size=(len(x), len(x)))
-        self.is_sparse = form != "dense" and nodes == 0     # a random x has no zeros
-        if self.is_sparse:
-            x = x.to_sparse_csr() if form == "tuned" else x.to_sparse().coalesce()
-        self.x, self.adj = x, adj
+    if model == "GCN":
+        rate, activation = 0.5, torch.relu
+        options = {"cached": True, "add_self_loops": False}
+        layers = [GCNConv(x.shape[1], 16, **options), GCNConv(16, 7, **options)]
+    else:
+        rate, activation = 0.6, elu
+        options = {"dropout": rate, "add_self_loops": False}
+        layers = [GATConv(x.shape[1], 8, heads=8, **options),
+                  GATConv(64, 7, concat=False, **options)]
+    skip_zeros = has_zeros and form != "dense"
+    if skip_zeros:
+        layers[0].lin = sparse_linear(form, x, layers[0].lin.weight, rate)
+    net = torch.nn.ModuleList(layers)
+    _, recipe = MODELS[model]
+    decays = recipe.weight_decay, recipe.weight_decay * recipe.penalise_all
+    optimizer = torch.optim.Adam([
+        {"params": layer.parameters(), "weight_decay": decay}
+        for layer, decay in zip(layers, decays)], lr=recipe.step_size)
 
-    def start(self):
-        import torch
-        from torch_geometric.nn import GATConv, GCNConv
-        torch.manual_seed(0)
-        num_features = self.x.shape[1]
-        more = dict(add_self_loops=self.form != "tuned")
-        if self.model == "GCN":
-            self.rate, self.activation = 0.5, torch.relu
-            step_size, weight_decays = 0.01, (5e-4, 0)
-            more["cached"] = True
-            layers = [GCNConv(num_features, 16, **more), GCNConv(16, 7, **more)]
-        else:
-            self.rate, self.activation = 0.6, torch.nn.functional.elu
-            step_size, weight_decays = 0.005, (5e-4, 5e-4)
-            more["dropout"] = self.rate
-            layers = [GATConv(num_features, 8, heads=8, **more),
-                      GATConv(64, 7, concat=False, **more)]
-        if self.is_sparse:
-            layers[0].lin = sparse_linear(layers[0].lin, self.x)
-        self.net = torch.nn.ModuleList(layers).to(self.device)
-        groups = []
-        for layer, weight_decay in zip(self.net, weight_decays):
-            groups.append(dict(params=layer.parameters(), weight_decay=weight_decay))
-        self.optimizer = torch.optim.Adam(groups, lr=step_size)
+    def logits(training):
+        net.train(training)
+        h = x if skip_zeros else dropout(x, rate, training)
+        h = activation(net[0](h, adj))
+        return net[1](dropout(h, rate, training), adj)
 
-    def logits(self, training):
-        from torch.nn.functional import dropout
-        self.net.train(training)
-        x = self.x
-        if not self.is_sparse:
-            x = dropout(x, self.rate, training)
-        elif training:
-            x = with_values(x, dropout(x.values(), self.rate))
-        h = self.activation(self.net[0](x, self.adj))
-        h = dropout(h, self.rate, training)
-        return self.net[1](h, self.adj)
+    def step():
+        optimizer.zero_grad()
+        cross_entropy(logits(training=True)[train], y[train]).backward()
+        optimizer.step()
 
-    def step(self):
-        import torch
-        train = self.splits[0]
-        self.optimizer.zero_grad()
-        logits = self.logits(training=True)
-        torch.nn.functional.cross_entropy(logits[train], self.y[train]).backward()
-        self.optimizer.step()
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-
-    def evaluate(self):
-        import torch
-        metrics = {}
+    def evaluate():
         with torch.no_grad():
-            scores = self.logits(training=False)
-            for name, nodes in zip(("train", "val", "test"), self.splits):
-                logits, y = scores[nodes], self.y[nodes]
-                right = logits.argmax(-1) == y
-                loss = torch.nn.functional.cross_entropy(logits, y)
-                metrics[f"{name}_loss"] = float(loss)
-                metrics[f"{name}_accuracy"] = float(right.float().mean())
-        return metrics
+            return metrics_of(logits(training=False).numpy(), graph)
+
+    return Peer(step=step, evaluate=evaluate, net=net, logits=logits)
 
 
-def with_values(x, values):
-    """A torch matrix in COO or CSR form, with other values in the same places."""
-    import torch
-    if x.layout == torch.sparse_coo:
-        return torch.sparse_coo_tensor(x.indices(), values, x.shape, is_coalesced=True)
-    return torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(), values, x.shape)
+def sparse_linear(form, x, weight, rate):
+    """-> a torch module: dropout of the entries of x that are not 0, then x @ weight.T.
 
-
-def sparse_linear(lin, x):
-    """-> a module that multiplies a matrix like x by the weights of a torch Linear.
-
-    For the gradient, PyTorch makes the transpose of x in each step anew. If x is a CSR
-    matrix, its places are known, and the gradient is computed here, from a transpose of
-    which only the values are new.
+    For the gradient, PyTorch makes the transpose of x anew in each step. Its places
+    stay the same, though. The tuned form finds them once, and then moves the values.
     """
     import torch
-    product = torch.sparse.mm
-    if x.layout == torch.sparse_csr:
-        numbers = torch.arange(x.values().numel(), device=x.device)
-        by_column = with_values(x, numbers).to_sparse_csc()
-        starts, rows = by_column.ccol_indices(), by_column.row_indices()
-        order = by_column.values()
+    coo, csr, csr_T = x.make_sparse().coalesce(), x.to_sparse_csr(), x.T.to_sparse_csr()
+    places = csr.crow_indices(), csr.col_indices()
+    places_T = csr_T.crow_indices(), csr_T.col_indices()
+    order = torch.argsort(csr.col_indices(), stable=True)       # of x's values in x.T
 
-        class Product(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, x, W):
-                ctx.values = x.values()
-                return torch.sparse.mm(x, W)
+    class Product(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, values, W):
+            ctx.values = values
+            return torch.sparse.mm(torch.sparse_csr_tensor(*places, values, x.shape), W)
 
-            @staticmethod
-            def backward(ctx, g):
-                transpose = torch.sparse_csr_tensor(
-                    starts, rows, ctx.values[order], x.shape[::-1])
-                return None, torch.sparse.mm(transpose, g)
-
-        product = Product.apply
+        @staticmethod
+        def backward(ctx, g):
+            x_T = torch.sparse_csr_tensor(*places_T, ctx.values[order], x.T.shape)
+            return None, torch.sparse.mm(x_T, g)
 
     class SparseLinear(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            weight = lin.weight.detach().t().contiguous()
-            self.weight = torch.nn.Parameter(weight)
+            self.weight = torch.nn.Parameter(weight.detach().T.contiguous())
 
-        def forward(self, x):
-            return product(x, self.weight)
+        def forward(self, _):
+            values = torch.nn.functional.dropout(coo.values(), rate, self.training)
+            if form == "tuned":                         # coo and csr have one order
+                return Product.apply(values, self.weight)
+            dropped = torch.sparse_coo_tensor(
+                coo.indices(), values, x.shape, is_coalesced=True)
+            return torch.sparse.mm(dropped, self.weight)
 
     return SparseLinear()
 
 
-class SciPy(Peer):
-    """The GCN in NumPy and SciPy, its gradient derived by hand."""
+def two_or_zero(rng, size):
+    """What dropout multiplies by: 2 or 0, each in half of all cases."""
+    bits = np.frombuffer(rng.bytes((size + 7) // 8), np.uint8)
+    return np.unpackbits(bits, count=size) * np.float32(2)
 
-    def __init__(self, model, nodes=0, labels=0):
-        import numpy as np
-        import scipy.sparse as sp
-        x, edge_index, self.y, *masks = arrays_of(nodes, labels)
-        self.splits = [np.flatnonzero(mask) for mask in masks]
-        self.x = sp.csr_matrix(x)
-        self.dropped = self.x.copy()
-        self.dropped_T = self.dropped.T             # has the same values in memory
-        ones = np.ones(edge_index.shape[1])
-        A = sp.csr_matrix((ones, edge_index[::-1]), (len(x), len(x))) + sp.eye(len(x))
-        D = sp.diags(np.asarray(A.sum(1)).ravel() ** -0.5)
-        # its own transpose, since every edge of Cora goes both ways
-        self.A = sp.csr_matrix(D @ A @ D, dtype=np.float32)
 
-    def start(self):
-        import numpy as np
-        self.rng = np.random.default_rng(0)
-        self.params = []
-        for shape in ((self.x.shape[1], 16), (16, 7)):
-            r = np.float32((6 / sum(shape)) ** 0.5)
-            W = r * self.rng.uniform(-1, 1, shape).astype(np.float32)
-            self.params.append(W)
-        self.means = [np.zeros_like(p) for p in self.params]
-        self.squares = [np.zeros_like(p) for p in self.params]
-        self.t = 0
+def scipy_by_hand(graph, seed, mask=two_or_zero):
+    """The GCN in NumPy and SciPy, its gradient by hand. Edges must go both ways."""
+    from scipy.sparse import csr_matrix
 
-    def mask(self, shape):
-        """What dropout multiplies by: 2 or 0, each in half of all cases."""
-        import numpy as np
-        size = math.prod(shape)
-        bytes_ = np.frombuffer(self.rng.bytes((size + 7) // 8), np.uint8)
-        bits = np.unpackbits(bytes_, count=size).reshape(shape)
-        return bits * np.float32(2)
+    A, x = (csr_matrix((sparse.values, (sparse.rows, sparse.cols)), sparse.shape)
+            for sparse in (graph.adj, graph.x))
+    dropped = x.copy()
+    dropped_T = dropped.T                               # shares the values of dropped
+    (init_fun, _), recipe = MODELS["GCN"]
+    _, ((W0,), (W1,)) = init_fun(jax.random.key(seed), x.shape)
+    params = [np.array(W0), np.array(W1)]
+    means = [np.zeros_like(W) for W in params]
+    squares = [np.zeros_like(W) for W in params]
+    rng, t = np.random.default_rng(seed), 0
 
-    def log_softmax(self, z):
-        import numpy as np
-        z = z - z.max(1, keepdims=True)
-        return z - np.log(np.exp(z).sum(1, keepdims=True))
-
-    def gradients(self, W0, W1):
-        import numpy as np
-        A, train = self.A, self.splits[0]
-        np.multiply(self.x.data, self.mask(self.x.data.shape), out=self.dropped.data)
-        h = A @ (self.dropped @ W0)
-        h_mask = self.mask(h.shape) * (h > 0)
+    def gradients():
+        W0, W1 = params
+        np.multiply(x.data, mask(rng, x.nnz), out=dropped.data)
+        h = A @ (dropped @ W0)
+        h_mask = mask(rng, h.size).reshape(h.shape) * (h > 0)       # dropout and ReLU
         h *= h_mask
         logits = A @ (h @ W1)
 
+        nodes = graph.train
         g = np.zeros_like(logits)
-        g[train] = np.exp(self.log_softmax(logits[train]))
-        g[train, self.y[train]] -= 1
-        g = A @ (g / len(train))
-        by_W0 = self.dropped_T @ (A @ ((g @ W1.T) * h_mask)) + np.float32(5e-4) * W0
-        return by_W0, h.T @ g
+        g[nodes] = np.exp(log_softmax(logits[nodes]))
+        g[nodes, graph.y[nodes]] -= 1
+        g = A @ (g / len(nodes))                        # A is its own transpose
+        by_W0 = dropped_T @ (A @ ((g @ W1.T) * h_mask))
+        return by_W0 + np.float32(recipe.weight_decay) * W0, h.T @ g
 
-    def step(self):
-        import numpy as np
-        self.t += 1
-        gradients = self.gradients(*self.params)
-        for p, mean, square, g in zip(
-                self.params, self.means, self.squares, gradients):
+    def step():
+        nonlocal t
+        t += 1
+        for W, mean, square, g in zip(params, means, squares, gradients()):
             mean += 0.1 * (g - mean)
             square += 0.001 * (g * g - square)
-            root = np.sqrt(square / (1 - 0.999 ** self.t)) + 1e-8
-            p -= 0.01 * (mean / (1 - 0.9 ** self.t)) / root
+            root = np.sqrt(square / (1 - 0.999 ** t)) + 1e-8
+            W -= recipe.step_size * (mean / (1 - 0.9 ** t)) / root
 
-    def evaluate(self):
-        import numpy as np
-        A = self.A
-        W0, W1 = self.params
-        logits = A @ (np.maximum(A @ (self.x @ W0), 0) @ W1)
-        metrics = {}
-        for name, nodes in zip(("train", "val", "test"), self.splits):
-            scores, y = self.log_softmax(logits[nodes]), self.y[nodes]
-            metrics[f"{name}_loss"] = float(-scores[np.arange(len(nodes)), y].mean())
-            metrics[f"{name}_accuracy"] = float((scores.argmax(1) == y).mean())
-        return metrics
+    def evaluate():
+        h = np.maximum(A @ (x @ params[0]), 0)
+        return metrics_of(A @ (h @ params[1]), graph)
+
+    return Peer(step=step, evaluate=evaluate, params=params, gradients=gradients)
 
 
-CONTESTANTS = {     # each with the package that it needs
-    "minignn": (Minignn, "jax"),
-    "PyG": (PyG, "torch_geometric"),
-    "SciPy": (SciPy, "scipy"),
+def make_peer(by, model, graph, seed):
+    graph = jax.tree.map(np.asarray, graph)
+    if by == SCIPY:
+        return scipy_by_hand(graph, seed)
+    return pytorch_geometric(by.removeprefix(PYG), model, graph, seed)
+
+
+# 2. What a process measures -----------------------------------------------------------
+
+# Each trick of scale/faster.py hangs on one name in it. With this value, it is off.
+TRICKS = {
+    "receptive field": ("receptive_field", lambda graph, hops, splits=(): graph),
+    "sums in groups": ("grouped_graph", lambda graph: graph),
+    "random bits": ("faster_bits", "threefry2x32"),     # JAX's own
+    "ten epochs a call": ("BLOCK", 1),
+}
+WITHOUT = FAST + " without "
+
+
+def steps_of(by, model, graph, seed):
+    """Steps for minignn.train. A peer's yield its metrics in place of its params."""
+    if by == PLAIN:
+        return minignn.adam_steps
+    if by.startswith(WITHOUT):
+        setattr(faster, *TRICKS[by.removeprefix(WITHOUT)])
+    if by.startswith(FAST):
+        return faster.faster(graph, hops=2)
+    peer = make_peer(by, model, graph, seed)
+
+    def steps(_model, _graph, _rng, recipe):
+        for epoch in range(1, recipe.epochs + 1):
+            peer.step()
+            metrics = peer.evaluate()
+            yield epoch, metrics, metrics
+
+    return steps
+
+
+def measure_training(model, by, seed):
+    """Train on Cora until the paper's rule stops it."""
+    graph = minignn.load_graph()
+    layers, recipe = MODELS[model]
+    steps = steps_of(by, model, graph, seed)
+    clock = [time.perf_counter()]
+
+    def rule(history):
+        clock.append(time.perf_counter())
+        return recipe.rule(history)
+
+    key, timed = jax.random.key(seed), dataclasses.replace(recipe, rule=rule)
+    result, _ = minignn.train(layers, graph, key, timed, log_every=0, steps=steps)
+    if by.startswith(PLAIN):
+        result = minignn.evaluate(layers, result, graph)
+    tens = np.diff(clock[10::10])           # --fast computes ten, and then yields them
+    return {"time, ms": 100 * np.median(tens), "first epoch, s": clock[1] - clock[0],
+            "epochs": len(clock) - 1, "test accuracy": float(result["test_accuracy"])}
+
+
+def measure_step(model, by, seed, nodes):
+    """Steps on a random graph: ten edges a node, 64 dense features, 7 classes."""
+    rng, node = np.random.default_rng(0), np.arange(nodes)
+    num_labels = 1000 if by.endswith("1000 labels") else 0.6 * nodes
+    graph = minignn.make_graph(
+        x=rng.random((nodes, 64), np.float32), y=rng.integers(0, 7, nodes),
+        edge_index=rng.integers(0, nodes, (2, 10 * nodes)),
+        train_mask=node < num_labels, val_mask=node < 0, test_mask=node < 0)
+    if by.startswith(PLAIN):
+        layers, recipe = MODELS[model]
+        key = jax.random.key(seed)
+        if by.startswith(FAST):
+            graph = faster.grouped_graph(faster.receptive_field(graph, hops=2))
+            key = jax.random.key(seed, impl=faster.faster_bits)
+        minignn.evaluate = lambda *_: {}                # an epoch without evaluation
+        epochs = minignn.adam_steps(layers, graph, key, recipe)
+
+        def step():
+            jax.block_until_ready(next(epochs))
+    else:
+        step = make_peer(by, model, graph, seed).step
+        del graph
+
+    clock = []
+    for _ in range(1 + min(50, max(3, 10 ** 6 // nodes))):
+        step()                                          # the first also compiles
+        clock.append(time.perf_counter())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {f"time, {nodes:,} nodes, s": np.median(np.diff(clock)),
+            f"GB, {nodes:,} nodes": peak * 1024 / 1e9}          # Linux counts in KiB
+
+
+def measure_command(model, by, _):
+    """From the command to the prompt; JAX can keep in a folder what it compiled."""
+    command = [f"train_{model.lower()}.py"] + ["--fast"] * (by == FAST)
+    if by.startswith(PYG):
+        command = [__file__, "epoch", "--job", json.dumps([model, by, 0])]
+    answer = {}
+    with tempfile.TemporaryDirectory() as folder:
+        cache = {"JAX_COMPILATION_CACHE_DIR": folder,
+                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        runs = {"time, s": {}, "fill a cache, s": cache, "use it, s": cache}
+        for name, environment in runs.items():
+            start = time.perf_counter()
+            line = last_line(command, environment)
+            answer[name] = time.perf_counter() - start
+            if "note" in line:
+                return json.loads(line)
+    accuracy = re.search(r"test accuracy\W+([\d.]+)", line)
+    return answer | {"test accuracy": float(accuracy[1])}
+
+
+# 3. Tables ----------------------------------------------------------------------------
+
+TABLES = {      # what measures, and the rows for each model
+    "epoch": (measure_training, [
+        FAST, PLAIN, SCIPY, PYG + "dense", PYG + "sparse", PYG + "tuned"]),
+    "tricks": (measure_training, [FAST, *(WITHOUT + name for name in TRICKS), PLAIN]),
+    "step": (measure_step, [FAST, PLAIN, FAST + ", 1000 labels", PYG + "tuned"]),
+    "prompt": (measure_command, [FAST, PLAIN, PYG + "tuned"]),
 }
 
 
-# 3. Workers ---------------------------------------------------------------------------
-#
-# A worker is made for a job, a dict: who ("by"), and what its class is to be made with.
-# It reads one request a line, and answers each with one line of JSON:
-#
-#     ready       the seconds from its start until the class is made
-#     turn        the seconds that TURN epochs took; the first turn also compiles
-#     train       training by the paper's rule: epochs and test accuracy
-#     steps N     the seconds of each of N steps, after a first one that also compiles
+def last_line(command, environment):
+    """The last line that a Python program prints; if it fails, a note why, in JSON."""
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True,
+                          cwd=ROOT, env=os.environ | environment)
+    if done.returncode == 0:
+        return done.stdout.splitlines()[-1]
+    *_, why = ["", *done.stderr.splitlines()]
+    return json.dumps({"note": f"{why} (status {done.returncode})"})
 
 
-def megabytes(usage):
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(usage.ru_maxrss * unit / 1e6)
-
-
-def machine_use():
-    """The peak memory of this process."""
-    import resource
-    use = {"peak MB": megabytes(resource.getrusage(resource.RUSAGE_SELF))}
-    jax, torch = sys.modules.get("jax"), sys.modules.get("torch")
-    peak = None
-    if jax and jax.default_backend() != "cpu":
-        peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    elif torch and torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-    if peak is not None:
-        use["GPU peak MB"] = round(peak / 1e6)
-    return use
-
-
-class Turns:
-    """A rule for train that stops nothing. It answers after each TURN of epochs, and
-    then waits for the next request; training ends with the first that is no turn.
-
-    (minignn's faster_train computes ten epochs and then asks the rule ten times. A turn
-    ends at a multiple of ten, so its epochs, and no others, were computed in it.)
-    """
-
-    def __init__(self, requests, answer):
-        self.requests, self.answer = requests, answer
-        self.request = "turn"
-        self.begin = time.perf_counter()
-
-    def __call__(self, history):
-        if len(history["val_loss"]) % TURN == 0:
-            self.answer(seconds=time.perf_counter() - self.begin)
-            self.request = next(self.requests, "")
-            self.begin = time.perf_counter()
-        return self.request == "turn", False
-
-
-def time_steps(contestant, number):
-    contestant.start()
-    clock = [time.perf_counter()]
-    for _ in range(number + 1):
-        contestant.step()
-        clock.append(time.perf_counter())
-    first, *seconds = [end - begin for begin, end in itertools.pairwise(clock)]
-    return {"first step s": first, "seconds": seconds}
-
-
-NO_MEMORY = ("MemoryError", "RESOURCE_EXHAUSTED", "bad_alloc", "OutOfMemory",
-             "can't allocate memory", "not enough memory")
-
-
-def work(job):
-    begin = time.perf_counter()
-    job = json.loads(job)
-    requests = (line.strip() for line in sys.stdin)
-
-    def answer(**items):
-        print(json.dumps(items | machine_use()), flush=True)
-
-    request = next(requests, "")
-    try:
-        make, _ = CONTESTANTS[job.pop("by")]
-        contestant = make(**job)
-        while request:
-            if request == "ready":
-                answer(**{"ready s": time.perf_counter() - begin})
-            elif request == "turn":
-                turns = Turns(requests, answer)
-                contestant.train(turns, patience=1, most=10 ** 9)
-                request = turns.request
-                continue
-            elif request == "train":
-                epochs, accuracy = contestant.train(*paper_rule(job["model"]))
-                answer(epochs=epochs, accuracy=100 * accuracy)
-            else:
-                _, number = request.split()
-                answer(**time_steps(contestant, int(number)))
-            request = next(requests, "")
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}"
-        note = text.splitlines()[0][:100]
-        if any(sign in text for sign in NO_MEMORY):
-            note = "out of memory"
-        print(json.dumps({"note": note}), flush=True)
-        for _ in requests:                          # until nobody asks any more
-            pass
-
-
-def start(job):
-    command = [sys.executable, __file__, "--worker", json.dumps(job)]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def ask(worker, request, limit):
-    """A worker's answer; if none comes, a note that says why."""
-    timer = threading.Timer(limit, worker.kill)
-    timer.start()
-    print(request, file=worker.stdin, flush=True)
-    line = worker.stdout.readline()
-    is_late = not timer.is_alive()
-    timer.cancel()
-    if line:
-        return json.loads(line)
-    if is_late:
-        return {"note": f"not done after {limit:g} s"}
-    status = worker.wait()
-    if status in (-9, -6):      # killed by the system; aborted in C++, for bad_alloc
-        return {"note": "out of memory"}
-    return {"note": f"exit status {status}"}
-
-
-# 4. Tables: each is a title, rows {heading: value}, and what the reader needs to know -
-
-
-def progress(text):
-    print(f"{datetime.datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
-
-
-def in_turns(jobs, args, then_train):
-    """Time the epochs of several workers, in turns.
-
-    jobs: {who: job}. -> {who: a dict with "ready s", "compile s", the seconds of an
-    epoch in each turn, and what the last answer says}
-    """
-    rows = {who: {"seconds": []} for who in jobs}
-    workers = {}
-    with contextlib.ExitStack() as stack:
-        for who, job in jobs.items():
-            _, package = CONTESTANTS[job["by"]]
-            if importlib.util.find_spec(package):
-                workers[who] = stack.enter_context(start(job))
-                rows[who] |= ask(workers[who], "ready", args.limit)
-            else:
-                rows[who]["note"] = f"left out: {package} is not installed"
-
-        # The first turn is no measurement; it compiles.
-        requests = ["turn"] * (1 + args.turns) + ["train"] * then_train
-        for number, request in enumerate(requests):
-            for who, row in rows.items():
-                if "note" not in row:
-                    progress(f"{request} {number}: {jobs[who]['model']}, {who}")
-                    answer = ask(workers[who], request, args.limit)
-                    if "seconds" in answer:
-                        seconds = answer.pop("seconds") / TURN
-                        row["seconds"].append(seconds)
-                    row |= answer
-    for row in rows.values():
-        first, *row["seconds"] = row["seconds"] or [math.nan]
-        if row["seconds"]:
-            row["compile s"] = TURN * (first - statistics.median(row["seconds"]))
-    return rows
-
-
-def ratio_to(row, other):
-    """How many times as long an epoch, or a step, takes as in another row."""
-    if row.get("seconds") and other.get("seconds"):
-        return statistics.median(row["seconds"]) / statistics.median(other["seconds"])
-    return None
-
-
-def milliseconds(seconds):
-    return {"ms": 1000 * statistics.median(seconds) if seconds else None,
-            "lowest": 1000 * min(seconds) if seconds else None}
-
-
-def cora(args):
-    rows = []
-    for model in args.models:
-        jobs = {
-            "minignn": dict(by="minignn"),
-            "minignn --fast": dict(by="minignn", tricks=TRICKS),
-            "PyTorch Geometric, dense": dict(by="PyG", form="dense"),
-            "PyTorch Geometric, sparse": dict(by="PyG", form="sparse"),
-            "PyTorch Geometric, tuned": dict(by="PyG", form="tuned"),
-            "SciPy": dict(by="SciPy"),
-        }
-        if model == "GAT":
-            del jobs["SciPy"]
-        jobs = {who: job | dict(model=model) for who, job in jobs.items()}
-        measured = in_turns(jobs, args, then_train=True)
-        for who, row in measured.items():
-            rows.append({
-                "model": model, "by": who, **milliseconds(row["seconds"]),
-                "times plain": ratio_to(row, measured["minignn"]),
-                "times fast": ratio_to(row, measured["minignn --fast"]),
-                "peak MB": row.get("peak MB"), "GPU peak MB": row.get("GPU peak MB"),
-                "epochs": row.get("epochs"), "test accuracy %": row.get("accuracy"),
-                "seconds": row["seconds"], "note": row.get("note")})
-    return "Cora: an epoch", rows, (
-        f"ms: the time of an epoch, the median of {args.turns} turns of {TURN} epochs; "
-        "the contestants run in turns. Lowest: that of the quickest turn. Times plain, "
-        "times fast: how many times as long as minignn, without and with --fast, it "
-        "takes. An epoch is the same for all: one step of training, then the loss and "
-        "the accuracy of all three splits. (PyTorch Geometric's examples evaluate "
-        "accuracies alone.) Epochs, test accuracy: one training with the paper's "
-        "settings until its rule stops it, seed 0. (README.md says how far accuracies "
-        "scatter from seed to seed.) Dense: x is an array, as in PyTorch Geometric's "
-        "examples. Sparse: x is a COO matrix for torch.sparse.mm. Tuned: x and the "
-        "adjacency are CSR matrices, and the gradient of x @ W is derived by hand. "
-        "SciPy: the whole gradient is.")
-
-
-def tricks(args):
-    rows = []
-    for model in args.models:
-        base = dict(by="minignn", model=model)
-        jobs = {"all": base | dict(tricks=TRICKS)}
-        for trick in TRICKS:
-            others = [other for other in TRICKS if other != trick]
-            jobs[f"without {trick}"] = base | dict(tricks=others)
-        jobs["none"] = base
-        rounds = []
-        for number in range(args.repeats):
-            progress(f"table of tricks: {model}, round {number + 1} of {args.repeats}")
-            rounds.append(in_turns(jobs, args, then_train=False))
-        for who in jobs:                                # all comes first
-            of_who = [answers[who] for answers in rounds]
-            seconds = [second for answer in of_who for second in answer["seconds"]]
-            if who == "all":
-                of_all = seconds
-            row = {"model": model, "tricks": who, **milliseconds(seconds),
-                   "times all": ratio_to({"seconds": seconds}, {"seconds": of_all})}
-            for key in ("ready s", "compile s"):
-                values = [answer[key] for answer in of_who if key in answer]
-                row[key] = statistics.median(values) if values else None
-            notes = [answer["note"] for answer in of_who if "note" in answer]
-            rows.append(row | {"seconds": seconds, "note": notes[0] if notes else None})
-    return "Cora: what each trick is worth", rows, (
-        f"ms: the time of an epoch, the median of {args.repeats} times {args.turns} "
-        f"turns of {TURN} epochs. Ready: imports, reading Cora, preparing the tricks. "
-        f"Compile: how much longer the first turn took than the others. Both are the "
-        f"median of {args.repeats} fresh processes. The tricks: train on what the loss "
-        "can see (receptive_field), cheaper random bits (faster_bits), sums in groups "
-        "(faster), ten epochs in one call (faster_train).")
-
-
-def random_graphs(args):
-    no_train = [trick for trick in TRICKS if trick != "faster_train"]
-    no_field = [trick for trick in no_train if trick != "receptive_field"]
-    contestants = {
-        "minignn": dict(by="minignn"),
-        "minignn --fast": dict(by="minignn", tricks=no_field),
-        "PyTorch Geometric, dense": dict(by="PyG", form="dense"),
-        "PyTorch Geometric, tuned": dict(by="PyG", form="tuned"),
-        "minignn --fast, 1000 labels": dict(by="minignn", tricks=no_train, labels=1000),
-    }
-    rows = []
-    sizes = [nodes for nodes in STEPS if nodes <= args.max_nodes]
-    last = {who: {} for who in contestants}
-    for model, nodes in itertools.product(args.models, sizes):
-        if nodes == sizes[0]:
-            last = {who: {} for who in contestants}
-        measured = {}
-        for who, job in contestants.items():
-            job = dict(labels=6 * nodes // 10) | job | dict(model=model, nodes=nodes)
-            progress(f"table 2: {model}, {nodes} nodes, {who}")
-            if "note" in last[who]:
-                answer = {"note": "not tried after that"}
-            elif importlib.util.find_spec(CONTESTANTS[job["by"]][1]):
-                with start(job) as worker:
-                    answer = ask(worker, "ready", args.limit)
-                    if "note" not in answer:
-                        answer |= ask(worker, f"steps {STEPS[nodes]}", args.limit)
-            else:
-                answer = {"note": "left out: not installed"}
-            measured[who] = answer
-        for who, answer in measured.items():
-            growth = ratio_to(answer, last[who])
-            seconds = answer.get("seconds")
-            if not seconds:                 # its memory is not that of a step
-                answer = {"note": answer["note"]}
-            rows.append({
-                "model": model, "nodes": nodes, "edges": 10 * nodes, "by": who,
-                "step s": statistics.median(seconds) if seconds else None,
-                "growth": math.log10(growth) if growth else None,
-                "times fast": ratio_to(answer, measured["minignn --fast"]),
-                "peak MB": answer.get("peak MB"),
-                "GPU peak MB": answer.get("GPU peak MB"),
-                "ready s": answer.get("ready s"),
-                "first step s": answer.get("first step s"),
-                "seconds": seconds, "note": answer.get("note")})
-        last = measured
-    title = "Random graphs: 10 edges per node, 64 dense features, 7 classes"
-    return title, rows, (
-        "Step: one step of training by itself, without evaluation; the median of 50, "
-        "10 and 3. 60 % of the nodes are training nodes, and the receptive field, "
-        "which is nearly all of the graph, is left out; or 1000 nodes are, and it is "
-        "used. Times fast: how many times as long as minignn --fast with 60 %. Growth: "
-        "the power of the number of nodes with which the time has grown since the size "
-        "before; 1 is linear. Peak MB: of the whole process. Ready: imports, making "
-        "the graph.")
-
-
-def run_command(command, limit, cache=None):
-    """Run a command in a fresh process: wall time, peak memory, its last line.
-
-    cache: a folder where JAX keeps what it has compiled, and finds it again.
-    """
-    environment = dict(os.environ)
-    if cache:
-        environment["JAX_COMPILATION_CACHE_DIR"] = cache
-        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"     # keep all
-    begin = time.perf_counter()
-    with subprocess.Popen(
-            command, stdout=subprocess.PIPE, text=True, encoding="utf-8",
-            env=environment) as process:
-        timer = threading.Timer(limit, process.kill)
-        timer.start()
-        lines = process.stdout.read().splitlines() or [""]
-        # Nothing else tells the peak memory of one child.
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        timer.cancel()
-    measured = {"s": time.perf_counter() - begin, "peak MB": megabytes(usage),
-                "last line": lines[-1]}
-    if status:
-        measured["note"] = f"exit status {process.returncode}"
-    return measured
-
-
-def from_command_to_prompt(args):
-    commands = []
-    for model in args.models:
-        script = f"train_{model.lower()}.py"
-        for command in ([script], [script, "--fast"]):
-            commands += [(command, False), (command, True)]
-        if importlib.util.find_spec("torch_geometric"):
-            for form in ("dense", "tuned"):
-                peer = ["bench/bench.py", "--train-peer", model, form]
-                commands.append((peer, False))
+def make_rows(table, sizes, rounds, only):
+    """-> {(model, by): a dict of medians}."""
+    _, names = TABLES[table]
     answers = {}
-    with tempfile.TemporaryDirectory() as cache:
-        rounds = range(args.repeats)
-        for number, (command, again) in itertools.product(rounds, commands):
-            script, *flags = command
-            name = f"`{' '.join(command)}`" + ", started again" * again
-            progress(f"table 3: {name}, {number + 1} of {args.repeats}")
-            command = [sys.executable, ROOT / script, *flags]
-            if again and number == 0:                   # this one fills the cache
-                run_command(command, args.limit, cache)
-            answer = run_command(command, args.limit, cache if again else None)
-            answers.setdefault(name, []).append(answer)
-    rows = []
-    for name, of_name in answers.items():
-        seconds = [answer["s"] for answer in of_name]
-        rows.append(of_name[-1] | {
-            "command": name, "s": statistics.median(seconds),
-            "lowest": min(seconds), "seconds": seconds})
-    order = "command", "s", "lowest", "peak MB", "last line", "seconds", "note"
-    rows = [{key: row.get(key) for key in order} for row in rows]
-    ran = f"Each command ran {args.repeats} times, in turns; s is the median."
-    if args.repeats == 1:
-        ran = "Each command ran once."
-    return "From the command to the prompt", rows, (
-        f"{ran} Started again: with JAX_COMPILATION_CACHE_DIR set to a folder in which "
-        "the same command has left what it compiled. The peer's commands train the "
-        "same models with PyTorch Geometric and the papers' settings, and stop by the "
-        "same rules.")
+    for seed, *row, size in itertools.product(range(rounds), MODELS, names, sizes):
+        if re.search(only, " ".join(row)) and row != ["GAT", SCIPY]:
+            print(f"round {seed + 1}:", *row, *size, file=sys.stderr)
+            job = json.dumps([*row, seed, *size])
+            answer = json.loads(last_line([__file__, table, "--job", job], {}))
+            found = answers.setdefault(tuple(row), {})
+            for name, value in answer.items():
+                found.setdefault(name, []).append(value)
+    # Of an even number, the lower of both: so it works for notes, too.
+    return {row: {name: statistics.median_low(found[name]) for name in found}
+            for row, found in answers.items()}
 
 
-def train_peer(model, form):
-    """The peer's script of table 3."""
-    epochs, accuracy = PyG(model, form=form).train(*paper_rule(model))
-    print(f"{epochs} epochs, test accuracy: {accuracy:.4f}")
-
-
-TABLES = {"1": cora, "tricks": tricks, "2": random_graphs, "3": from_command_to_prompt}
-
-
-# 5. The page --------------------------------------------------------------------------
-
-
-def text_of(value):
-    """A float has three digits, or all that stand before the point."""
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        digits = 2 - math.floor(math.log10(abs(value))) if value else 0
-        return f"{value:,.{min(max(digits, 0), 4)}f}"
-    return f"{value:,}" if isinstance(value, int) else value
-
-
-def markdown(rows):
-    """A table with a column for each heading under which there is something."""
-    headings = []
-    for row in rows:
-        for key, value in row.items():
-            if key not in (*headings, "seconds") and value is not None:
-                headings.append(key)
-    headings = [key for key in rows[0] if key in headings]
-    cells = [headings]
-    for row in rows:
-        cells.append([text_of(row.get(heading)) for heading in headings])
-    widths = [max(3, *map(len, column)) for column in zip(*cells)]
-    cells.insert(1, ["-" * width for width in widths])
-    lines = []
-    for line in cells:
-        padded = [cell.ljust(width) for cell, width in zip(line, widths)]
-        lines.append("| " + " | ".join(padded) + " |")
-    return "\n".join(lines)
-
-
-def describe():
-    """Date, machine and versions."""
-    cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        line = next(line for line in lines if line.startswith("model name"))
-        cpu = line.split(":", 1)[1].strip()
-    about = {
-        "date": str(datetime.date.today()),
-        "CPU": cpu,
-        "cores": f"{cores_here()} of {os.cpu_count()}",
-        "Python": platform.python_version(),
-    }
-    for package, device in (
-            ("jax", "jax.devices()[0].device_kind"),
-            ("torch", "'cuda' if torch.cuda.is_available() else 'cpu'")):
-        if importlib.util.find_spec(package):
-            program = f"import {package}; print({device})"
-            about[f"{package} on"] = subprocess.run(
-                [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True,
-            ).stdout.strip()
-    for package in ("jax", "numpy", "torch", "torch_geometric", "scipy"):
-        about[package] = "not installed"
-        if importlib.util.find_spec(package):
-            about[package] = importlib.metadata.version(package)
-    return about
-
-
-def write(page, name, section):
-    """Put a table between the two comments in a page that are there for it."""
-    begin, end = f"<!-- table {name} -->", f"<!-- end of table {name} -->"
-    path = pathlib.Path(page)
-    text = path.read_text(encoding="utf-8")
-    if begin not in text or end not in text:
-        raise ValueError(f"{page} has no {begin} and {end}")
-    before, rest = text.split(begin, 1)
-    _, after = rest.split(end, 1)
-    path.write_text(f"{before}{begin}\n\n{section}\n\n{end}{after}", encoding="utf-8")
-
-
-# 6. The machine and the flags ---------------------------------------------------------
-
-
-def cores_here():
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
-def divide_machine(cores, memory):
-    """What this process may use: all that it starts may use no more.
-
-    memory: GB for each process, so that the one that needs too much ends with an error
-    and takes nobody else's; 0 for no limit.
-    """
-    if hasattr(os, "sched_setaffinity"):            # Linux has it, macOS has not
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-    os.environ["OMP_NUM_THREADS"] = str(cores)      # PyTorch, NumPy and SciPy
-    # By default, the first JAX process takes nearly all of a GPU's memory.
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
-    if memory and sys.platform == "linux":
-        import resource
-        _, most = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (int(memory * 1e9), most))
-
-
-def free_memory():
-    """GB that are free, less a tenth; 0 where the system does not say.
-
-    And where there is an NVIDIA GPU, whose driver reserves much that it does not use.
-    """
-    if os.path.exists("/dev/nvidiactl"):
-        return 0
-    with contextlib.suppress(OSError):
-        text = pathlib.Path("/proc/meminfo").read_text()
-        kilobytes = re.search(r"MemAvailable: +(\d+)", text).group(1)
-        return round(0.9 * int(kilobytes) * 1024 / 1e9, 1)
-    return 0
-
-
-def read_flags():
-    parser = argparse.ArgumentParser(
-        description="Measure minignn's speed, memory and scale, beside its peers.")
-    add = parser.add_argument
-    add("--tables", default=",".join(TABLES), metavar="LIST",
-        help="which tables to make [%(default)s]")
-    add("--models", default=",".join(MODELS), metavar="LIST",
-        help="of which models [%(default)s]")
-    add("--cores", type=int, default=1,
-        help="the cores that each process may use [%(default)s]")
-    add("--turns", type=int, default=6,
-        help=f"tables 1 and tricks: turns of {TURN} epochs to time [%(default)s]")
-    add("--repeats", type=int, default=3,
-        help="tables tricks and 3: fresh processes [%(default)s]")
-    add("--max-nodes", type=int, default=10 ** 6,
-        help="table 2: the largest graph [%(default)s]")
-    add("--limit", type=float, default=600,
-        help="seconds that a worker has to answer [%(default)s]")
-    add("--memory", type=float, default=free_memory(), metavar="GB",
-        help="what a process may allocate, 0 for no limit [%(default)s, 90 %% of what "
-             "is free]")
-    add("--write", metavar="FILE", help="put the tables into this page, too")
-    add("--json", metavar="FILE", help="write everything that was measured there")
-    add("--train-peer", nargs=2, metavar=("MODEL", "FORM"),
-        help="train GCN or GAT with PyTorch Geometric (dense, sparse or tuned), as "
-             "table 3 does; measure nothing")
-    add("--worker", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    args.tables, args.models = args.tables.split(","), args.models.split(",")
-    if not set(args.tables) <= set(TABLES):
-        parser.error(f"the tables are {', '.join(TABLES)}")
-    if not set(args.models) <= set(MODELS):
-        parser.error(f"the models are {', '.join(MODELS)}")
-    if min(args.turns, args.repeats) < 1 or args.max_nodes < 10 ** 4:
-        parser.error("--turns and --repeats must be at least 1, --max-nodes 10000")
-    if not 1 <= args.cores <= cores_here():
-        parser.error(f"--cores must be 1 to {cores_here()}, what this process may use")
-    if args.train_peer and args.train_peer[0] not in MODELS:
-        parser.error("--train-peer needs GCN or GAT")
-    if args.train_peer and args.train_peer[1] not in ("dense", "sparse", "tuned"):
-        parser.error("--train-peer's form is dense, sparse or tuned")
-    return parser, args
-
-
-def command_for(name, parser, args):
-    """The command that makes a table again: its name, and the flags that matter."""
-    command = f"python bench/bench.py --tables {name}"
-    if len(args.models) < len(MODELS):
-        command += f" --models {','.join(args.models)}"
-    for flag in ("cores", "turns", "repeats", "max_nodes"):
-        value = getattr(args, flag)
-        if value != parser.get_default(flag):
-            command += f" --{flag.replace('_', '-')} {value}"
-    return command
+def print_table(rows):
+    """In brackets: how many times as long as --fast."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    print("| model | by |", " | ".join(names), "|")
+    print("|" + " --- |" * (2 + len(names)))
+    for (model, by), row in rows.items():
+        fast = rows.get((model, FAST), {})
+        cells = [model, by]
+        for name in names:
+            value = row.get(name, "")
+            cell = f"{value:.3g}" if isinstance(value, float) else str(value)
+            if name.startswith("time") and value and name in fast:
+                cell += f" ({value / fast[name]:.3g})"
+            cells.append(cell)
+        print("|", " | ".join(cells), "|")
 
 
 def main():
-    parser, args = read_flags()
-    sys.path.insert(0, str(ROOT))
-    if args.worker:
-        work(args.worker)
-        return
-    if args.train_peer:
-        train_peer(*args.train_peer)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("table", choices=TABLES)
+    add("--rounds", type=int, default=3, help="how often each number is measured")
+    add("--only", default="", metavar="REGEX", help="some rows: GCN, or 'minignn$'")
+    add("--nodes", type=int, nargs="+", default=[10 ** 4, 10 ** 5, 10 ** 6])
+    add("--job", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.job:
+        measure, _ = TABLES[args.table]
+        print(json.dumps(measure(*json.loads(args.job))))
         return
 
-    divide_machine(args.cores, args.memory)
-    results = {"machine": describe()}
-    machine = "; ".join(f"{key} {value}" for key, value in results["machine"].items())
-    for name in args.tables:
-        title, rows, legend = TABLES[name](args)
-        command = command_for(name, parser, args)
-        legend, made = (
-            textwrap.fill(text, 120, break_on_hyphens=False)
-            for text in (legend, f"`{command}`: {machine}."))
-        section = f"{markdown(rows)}\n\n{legend}\n\n{made}"
-        print(f"\n### {title}\n\n{section}", flush=True)
-        # After every table, in case the next one is interrupted.
-        if args.write:
-            write(args.write, name, section)
-        results[title] = rows
-        if args.json:
-            text = json.dumps(results, indent=1) + "\n"
-            pathlib.Path(args.json).write_text(text, encoding="utf-8")
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+    os.environ |= {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
+    os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+    sizes = [[nodes] for nodes in args.nodes] if args.table == "step" else [[]]
+    print_table(make_rows(args.table, sizes, args.rounds, args.only))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ from scale.faster import faster
 
 
 def identity(n):
-    return minignn.to_sparse(np.arange(n), np.arange(n), np.ones(n), (n, n))
+    return minignn.make_sparse(np.arange(n), np.arange(n), np.ones(n), (n, n))
 
 
 def no_graph(graph, seed=None, number=None):
@@ -77,14 +77,14 @@ def no_self_loops(graph, seed, number):
     rows, cols = rows[is_edge], cols[is_edge]
     degree = np.bincount(rows, minlength=len(graph.y))
     values = 1 / np.sqrt(degree[rows] * degree[cols])
-    adj = minignn.to_sparse(rows, cols, values, graph.adj.shape)
+    adj = minignn.make_sparse(rows, cols, values, graph.adj.shape)
     return dataclasses.replace(graph, adj=adj)
 
 
 def row_normalized(graph, seed, number):
     rows = np.asarray(graph.adj.rows)
     values = 1 / np.bincount(rows)[rows]
-    adj = minignn.to_sparse(rows, graph.adj.cols, values, graph.adj.shape)
+    adj = minignn.make_sparse(rows, graph.adj.cols, values, graph.adj.shape)
     return dataclasses.replace(graph, adj=adj)
 
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import define_prng_impl, threefry_prng_impl
 
-from minignn import Graph, Sparse, adam, evaluate, to_sparse, train_step
+from minignn import Graph, Sparse, adam, evaluate, make_sparse, train_step
 
 # 1. The receptive field ---------------------------------------------------------------
 
@@ -63,13 +63,13 @@ def receptive_field(graph, hops, splits=("train",)):
 
     nodes = np.flatnonzero(needed)
     new_number = np.cumsum(needed) - 1                  # of a node that is needed
-    adj = to_sparse(new_number[rows[is_used]], new_number[cols[is_used]],
+    adj = make_sparse(new_number[rows[is_used]], new_number[cols[is_used]],
                     values[is_used], (len(nodes), len(nodes)))
     x = graph.x
     if hasattr(x, "values"):                            # a Sparse, see minignn.dropout
         x_rows, x_cols, x_values = map(np.asarray, (x.rows, x.cols, x.values))
         is_used = needed[x_rows]
-        x = to_sparse(new_number[x_rows[is_used]], x_cols[is_used], x_values[is_used],
+        x = make_sparse(new_number[x_rows[is_used]], x_cols[is_used], x_values[is_used],
                       (len(nodes), x.shape[1]))
     else:
         x = x[nodes]
