@@ -25,15 +25,11 @@ all-reduce), which gives the sum over all entries:
 A softmax over rows takes its maxima in the same way.
 
 Five entries cannot be divided by two, so one is added (the dot). Its row, 3, is one
-past the end: sums and maxima leave it out. Where JAX *reads* at such an index, it reads
-the last row; and the column of the added entry is the last column. In an adjacency
-these are row and column of the last node's self-loop, an entry like any other: what is
-read for the added entry is as finite as all else. (Otherwise the exp of its score could
-be infinite, and in the gradient 0 * inf is nan. That is why receptive_field numbers the
-nodes that it computes last: the last node, too, has its self-loop there.)
+past the end: sums and maxima leave it out. What JAX *reads* there is the last row; with
+the last column, that is what the last node's self-loop reads. Without that self-loop,
+no maximum would know the score of the added entry: its exp could be infinite, and in
+the gradient 0 * inf is nan. So such an adjacency is refused.
 """
-import dataclasses
-
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -66,12 +62,15 @@ def shard_matrix(matrix, sharding):
 def shard_graph(graph, mesh):
     """Spread the entries of adj, and of a Sparse x, over a mesh's devices -> Graph.
 
-    All else is copied to every device: an x that is an array, labels and splits.
-
-    mesh: a jax.sharding.Mesh, with any axes. A train_graph has to be spread over the
-    same mesh. Matrices from scale/faster.py become plain again: their groups are not
-    spread.
+    All else is copied to every device. mesh: a jax.sharding.Mesh, with any axes.
+    Raises ValueError if the last node has no self-loop.
     """
+    last = graph.adj.shape[0] - 1
+    rows, cols = np.asarray(graph.adj.rows), np.asarray(graph.adj.cols)
+    if not np.any((rows == last) & (cols == last)):
+        raise ValueError(f"adj has no entry [{last}, {last}]: the last node must have "
+                         "a self-loop, which an added entry reads")
+
     # The axes of jax.make_mesh may be Explicit: each layer would have to say how its
     # results are spread. A Mesh made of the same devices leaves that to JAX.
     mesh = Mesh(mesh.devices, mesh.axis_names)
@@ -80,10 +79,8 @@ def shard_graph(graph, mesh):
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def place(leaf):
-        if hasattr(leaf, "values"):
+        if isinstance(leaf, Sparse):
             return shard_matrix(leaf, spread)
         return put(np.asarray(leaf), everywhere)
 
-    return dataclasses.replace(
-        graph, x=place(graph.x), adj=place(graph.adj), y=place(graph.y),
-        train=place(graph.train), val=place(graph.val), test=place(graph.test))
+    return jax.tree.map(place, graph, is_leaf=lambda leaf: isinstance(leaf, Sparse))
