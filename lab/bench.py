@@ -123,7 +123,7 @@ def sparse_linear(form, x, weight, rate):
     stay the same, though. The tuned form finds them once, and then moves the values.
     """
     import torch
-    coo, csr, csr_T = x.make_sparse().coalesce(), x.to_sparse_csr(), x.T.to_sparse_csr()
+    coo, csr, csr_T = x.to_sparse().coalesce(), x.to_sparse_csr(), x.T.to_sparse_csr()
     places = csr.crow_indices(), csr.col_indices()
     places_T = csr_T.crow_indices(), csr_T.col_indices()
     order = torch.argsort(csr.col_indices(), stable=True)       # of x's values in x.T
