@@ -2,6 +2,7 @@
 import code
 import contextlib
 import io
+import os
 import pathlib
 import re
 
@@ -14,6 +15,7 @@ from minignn import load_graph
 
 ROOT = pathlib.Path(__file__).resolve().parent
 KEY = jax.random.key(0)
+slow = pytest.mark.skipif("CI" not in os.environ, reason="takes long: CI=true runs it")
 
 
 def close(a, b, tolerance):

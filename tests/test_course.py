@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from conftest import BLOCK, ROOT, Console, paste
+from conftest import BLOCK, ROOT, Console, paste, slow
 from lab import student
 
 PAGE = (ROOT / "docs" / "course.md").read_text(encoding="utf-8")
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def program(folder):
     """The program begins to run while the page does. -I: it finds no minignn."""
     (folder / "gnn.py").write_text(student.program() + KEEP_GAT, encoding="utf-8")
@@ -45,7 +45,8 @@ def printed(program):
     return program.communicate(timeout=600)[0].splitlines()
 
 
-def test_the_page_prints_what_it_shows(folder, monkeypatch, request):
+@slow
+def test_the_page_prints_what_it_shows(program, folder, monkeypatch, request):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(ROOT))
     console = Console()
@@ -64,6 +65,7 @@ def test_the_page_prints_what_it_shows(folder, monkeypatch, request):
         assert ACCURACY.sub("", got) == ACCURACY.sub("", want)
 
 
+@slow
 def test_the_program_runs_alone(printed):
     accuracies = {line[:3]: float(line.split()[-1]) for line in printed}
     assert accuracies["GCN"] > 0.80

@@ -3,12 +3,11 @@
 After a change of docs/course.md or docs/exercises.md: python lab/notebooks.py
 """
 import json
-import os
 import re
 
 import pytest
 
-from conftest import BLOCK, ROOT
+from conftest import BLOCK, ROOT, slow
 from lab.notebooks import PAGES, notebook_of
 
 DOCS = ROOT / "docs"
@@ -55,7 +54,7 @@ def test_a_notebook_alone_says_what_it_needs(monkeypatch, tmp_path):
         exec(sources(read("course"), "code")[0], {})
 
 
-@pytest.mark.skipif("CI" not in os.environ, reason="CI is not set: takes long")
+@slow
 @pytest.mark.parametrize("page", PAGES)
 def test_a_notebook_runs_from_the_first_cell_to_the_last(page, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
