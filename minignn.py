@@ -31,25 +31,26 @@ The JAX that it needs, for readers who know NumPy (jnp is JAX's NumPy):
     array       never changes; every operation makes a new one. x.at[i].add(v) is a copy
                 of x with v added at index i
     key, rng    random numbers are a function of a key: the same key, the same numbers.
-                So numbers are drawn from it once. jax.random.split makes several keys
-                from one; fold_in makes one from a key and a number
+                So each key is used once. jax.random.split makes several new keys from
+                one; fold_in makes one from a key and a number
     pytree      lists, tuples, dicts and registered classes, nested, with arrays or
                 numbers inside, the leaves. What grad and jit take and give are pytrees.
-                jax.tree.map(f, tree) puts f(leaf) in the place of each leaf; with two
-                trees of the same form, f gets a leaf of each
+                jax.tree.map(f, tree) makes a tree with f(leaf) for each leaf; with
+                several trees of the same form, f gets a leaf of each
     jax.grad    if f returns one number, grad(f)(params) is its derivative by params: an
                 array for an array, a pytree of the same form for a pytree
     jax.jit     jit(f) is f, compiled. At the first call, JAX runs f on stand-ins that
                 have a shape but no numbers, and records what it does; later calls run
-                the record. A new shape makes a new record. An argument marked static,
-                as a function must be, or a number that an `if` tests, has no stand-in:
-                f gets the value itself, and another value makes a new record
+                the record. A new shape makes a new record. Some arguments must be
+                marked static: functions, and numbers that an `if` tests. f gets their
+                value itself, and another value makes a new record
 
 Shapes stand in brackets, [before] -> [after] where a line changes one: N nodes, E
 entries of a matrix, F features, C classes; in section 3, H heads of D units; n, m, k
 are any numbers. Calls of check_..., defined at the end, refuse bad input.
 
-Needs jax 0.5, numpy 1.26, Python 3.11 or later. MIT License, the minignn developers.
+Needs jax 0.5, numpy 1.26 and Python 3.11, or later ones. MIT License, the minignn
+developers.
 """
 import dataclasses
 import functools
@@ -71,7 +72,7 @@ def static():
 
 
 @jax.tree_util.register_dataclass               # a pytree of the fields not static
-@dataclasses.dataclass(frozen=True, eq=False)   # eq: == of arrays gives no single bool
+@dataclasses.dataclass(frozen=True, eq=False)   # no ==: that of arrays is no bool
 class Sparse:
     """A matrix of which only E entries are stored; the others are zero.
 
@@ -139,7 +140,7 @@ class Graph:
 
     def __repr__(self):
         N, F = self.x.shape
-        edges = np.sum(self.adj.rows != self.adj.cols)      # each direction counts
+        edges = np.sum(self.adj.rows != self.adj.cols)      # self-loops do not count
         return (f"Graph of {N} nodes, {edges} edges, {F} features, "
                 f"{len(self.class_names)} classes; {len(self.train)} training, "
                 f"{len(self.val)} validation, {len(self.test)} test nodes")
@@ -160,8 +161,8 @@ def normalize_adjacency(edge_index, num_nodes):
                                                      [.41, .33, .41],
                                                      [0  , .41, .50]].
 
-    Weights of 1 / d_i would make the sum a mean. With both roots, a node with many
-    neighbours also counts less at each of them, and Â is symmetric (if the edges are).
+    Weights of 1 / d_i would make the sum a mean. With both roots, a node j with a large
+    d_j also counts less in every sum, and Â is symmetric (if the edges are).
 
     edge_index: integers [2, number of edges], sources and targets. A node gathers from
     the nodes that point at it: an edge from j to i is an entry in row i, column j. An
@@ -178,7 +179,7 @@ def normalize_adjacency(edge_index, num_nodes):
 
     # Number the places of the matrix row by row: of 3 columns, row 1, column 2 is 5.
     # Sorted, equal ones stand together; keep each that is larger than the one before.
-    # (np.unique does the same; that of NumPy 2.4 takes far longer.)
+    # (np.unique, spelled out.)
     places = np.sort(rows * num_nodes + cols)
     is_first = np.diff(places, prepend=-1) > 0
     rows, cols = np.divmod(places[is_first], num_nodes)     # row 1, column 2 again
@@ -188,23 +189,13 @@ def normalize_adjacency(edge_index, num_nodes):
     return make_sparse(rows, cols, values, (num_nodes, num_nodes))
 
 
-# A layer is a pair of functions, and a model is one, too:
-#
-#     init_fun(rng, input_shape) -> (output_shape, params)
-#     apply_fun(params, x, adj, rng=None) -> output
-#
-# They remember nothing: the parameters are an argument, and the gradient of a loss is
-# an ordinary derivative. With a key (training), apply_fun drops numbers at random, see
-# dropout. Functions whose names begin with a capital letter return such a pair.
-
-
 def glorot_uniform(rng, shape, fan_in, fan_out):
     """Random weights between -r and r (Glorot & Bengio 2010, equation 16).
 
     An output is a sum of fan_in products: it keeps the size of its inputs if weights
-    have the variance 1 / fan_in. Gradients are sums of fan_out products, and ask for
-    1 / fan_out. Uniform numbers have the variance r^2 / 3; r is chosen so that it is
-    2 / (fan_in + fan_out), between the two.
+    have the variance 1 / fan_in. The gradient by an input is a sum of fan_out products,
+    and asks for 1 / fan_out. Uniform numbers have the variance r^2 / 3; with this r, it
+    is 2 / (fan_in + fan_out), between the two.
     """
     if min(*shape, fan_in, fan_out) < 1:
         raise ValueError(f"weights {list(shape)}: each size must be at least 1")
@@ -220,10 +211,25 @@ def dropout(rng, x, rate):
     check_rate(rate)
     if rng is None or rate == 0:
         return x
-    if hasattr(x, "values"):    # a Sparse, or one like it: what is not stored is 0
+    if hasattr(x, "values"):    # a Sparse, or your own: what is not stored is 0
         return dataclasses.replace(x, values=dropout(rng, x.values, rate))
     keep = jax.random.bernoulli(rng, 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0)
+
+
+def split_or_none(rng, num):
+    """num keys, or num times None."""
+    return [None] * num if rng is None else jax.random.split(rng, num)
+
+
+# A layer is a pair of functions, and a model is one, too:
+#
+#     init_fun(rng, input_shape) -> (output_shape, params)
+#     apply_fun(params, x, adj, rng=None) -> output
+#
+# They remember nothing: the parameters are an argument, and the gradient of a loss is
+# an ordinary derivative. With a key (training), apply_fun uses dropout. Functions whose
+# names begin with a capital letter return such a pair.
 
 
 def GraphConvolution(out_dim, bias=False, dropout_rate=0):
@@ -253,11 +259,6 @@ def GraphConvolution(out_dim, bias=False, dropout_rate=0):
         return out
 
     return init_fun, apply_fun
-
-
-def split_or_none(rng, num):
-    """num keys, or num times None."""
-    return [None] * num if rng is None else jax.random.split(rng, num)
 
 
 def chain(layers, activation):
@@ -334,8 +335,8 @@ def attention(a1, a2, h, adj):
     own = jnp.einsum("nhd,hd->nh", h, a1)                   # a1 . h_i, in each head
     neighbour = jnp.einsum("nhd,hd->nh", h, a2)             # a2 . h_j
     scores = own[adj.rows] + neighbour[adj.cols]            # [N, H] -> [E, H]
-    # Negative ones times 0.2. Without this line, a1 . h_i would cancel in the softmax:
-    # it is the same in all scores of row i. With ReLU, their gradient would be 0.
+    # Negative scores times 0.2 (a ReLU would take their gradient). Without this line,
+    # a1 . h_i, the same in all scores of row i, would cancel in the softmax.
     scores = jax.nn.leaky_relu(scores, 0.2)
     return segment_softmax(scores, adj.rows, adj.shape[0])
 
@@ -422,8 +423,8 @@ def cross_entropy(logits, labels):
     """
     check_shape("labels", labels, logits.shape[:1])
     num_nodes, num_classes = logits.shape
-    # -1 would be read as the last class, and compiled code cannot raise an error. So
-    # what is no class is read as class 0, and multiplied by nan.
+    # -1 would be read as the last class, and compiled code cannot simply raise. So what
+    # is no class is read as class 0, and multiplied by nan.
     is_class = (labels >= 0) & (labels < num_classes)
     classes = jnp.where(is_class, labels, 0)
     log_p = log_softmax(logits)[jnp.arange(num_nodes), classes]             # [n]
@@ -481,16 +482,16 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 
 
 # An epoch is one step, on all training nodes. After each, train (below) appends to the
-# history, {"val_loss": [1.94, 1.93, ...], ...}, and asks a rule: was there progress?
-# After `patience` epochs without any, training stops. And are these params to be kept?
-# The params kept last are the result.
+# history, {"val_loss": [1.94, 1.93, ...], ...}, and asks a rule two questions: was this
+# progress, and are these params to be kept? After `patience` epochs without progress,
+# training stops; the params kept last are the result.
 
 
 def loss_rule(history):
     """The GCN paper's, as read here: a new lowest validation loss is progress.
 
-    All params are kept, so that the result is the last. (The authors' code keeps them,
-    too, but compares with the mean of the ten losses before.)
+    The paper does not say which params it tests; as in its code, the last are kept.
+    (The code compares the loss with the mean of the ten before.)
     """
     *before, loss = history["val_loss"]
     is_progress = loss < min(before, default=math.inf)
@@ -498,9 +499,9 @@ def loss_rule(history):
 
 
 def loss_or_accuracy_rule(history):
-    """The GAT paper's: a new best validation loss or accuracy is progress.
+    """The GAT paper's: the best validation loss or accuracy so far is progress.
 
-    As in the authors' code, a tie is progress, too, and what is kept is best in both.
+    As in its code, so is a tie with the best, and what is kept is best in both.
     """
     losses, accuracies = history["val_loss"], history["val_accuracy"]
     is_lowest = losses[-1] == min(losses)
@@ -667,7 +668,7 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     check_array("x", x, "numbers", ["N", "F"])
     if x.size == 0:
         raise ValueError(f"x is {list(x.shape)}: a graph needs a node and a feature")
-    # float32 ends at 3e38, and x is yet to be summed. (A float16 never gets to 1e30.)
+    # x is yet to be summed, and float32 ends at 3e38. (1e30 does not fit a float16 x.)
     check_each(np.abs(x) < np.float64(1e30), "x", x, "it must be below 1e30 in size")
     check_each((x >= 0) | (not normalize), "x", x, "negative numbers, whose sum can "
                "be 0, need normalize=False (the scripts: --no-normalize)")
@@ -687,7 +688,7 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     for split, mask in masks.items():
         mask = np.asarray(mask)
         check_array(f"{split}_mask", mask, "booleans", [num_nodes])
-        check_each(~(mask & is_taken), f"{split}_mask", mask, "another has it, too")
+        check_each(~(mask & is_taken), f"{split}_mask", mask, "another selects it, too")
         check_each((y >= 0) | ~mask, "y", y, f"{split}_mask needs a class here")
         nodes[split] = jnp.asarray(np.flatnonzero(mask), jnp.int32)
         is_taken = is_taken | mask
@@ -705,7 +706,7 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
 
 
 def load_graph(path=CORA, normalize=True):
-    """The Graph of an .npz file, as np.savez writes it, of make_graph's arguments.
+    """Read a Graph from an .npz file that holds make_graph's arguments (see np.savez).
 
     Raises OSError for a missing file, ValueError for whatever is wrong with it.
     """
@@ -720,7 +721,7 @@ def load_graph(path=CORA, normalize=True):
             raise ValueError(f"{path}: {error}") from error
 
 
-# The rest checks what comes in. An error says what is wrong, where, and what is right.
+# The checks of what comes in. An error says what is wrong, and where.
 
 
 def check_each(is_good, name, array, requirement):
