@@ -84,8 +84,8 @@ def receptive_field(graph, hops, splits=("train",)):
 # 2. Sums in groups of eight -----------------------------------------------------------
 #
 # The plain form computes a message for each entry, stores it, and adds the messages to
-# their rows one at a time. On a CPU the last part is the slow one. Take a matrix whose
-# row 0 has ten entries and whose row 1 has one:
+# their rows one at a time. Take a matrix whose row 0 has ten entries and whose row 1 has
+# one:
 #
 #     entry    0  1  2  3  4  5  6  7  8  9  10
 #     row      0  0  0  0  0  0  0  0  0  0  1
@@ -106,7 +106,7 @@ def receptive_field(graph, hops, splits=("train",)):
 #             share * w_e h_e          e: the entry in that place; h_e: h[cols[e]]
 #
 # On a CPU, that pays where most places have an entry of their own. Cora's features have
-# 18 entries a row; its adjacency has 5, and is faster in the plain form.
+# 18 entries a row, and gain; its adjacency has 5, and can lose.
 
 GROUP = 8
 LEAST = 6       # entries a row, on average, from which on there are groups
@@ -246,7 +246,7 @@ class Grouped:
 
 
 def grouped(sparse, least=LEAST):
-    """A Sparse, or a Grouped, as a Grouped.
+    """A Sparse as a Grouped.
 
     It has groups if there are, on average, `least` entries to a row and to a column.
     """
@@ -266,7 +266,7 @@ def grouped_graph(graph):
 # 3. Random bits that cost less --------------------------------------------------------
 #
 # JAX makes random number i of a key by a hash of (key, i) that comes from a cipher, and
-# takes a large part of an epoch for dropout's masks. The hash here is shorter:
+# takes a fifth of a plain step for dropout's masks. The hash here is shorter:
 #
 #     word = mix(i + c)        so that neighbours are unlike; c: a constant
 #     word = mix(word ^ a)     a and b: the two halves of the key
@@ -323,8 +323,8 @@ faster_bits = define_prng_impl(
 # 4. Ten epochs in one call ------------------------------------------------------------
 #
 # Each call of a compiled function costs time of its own: its arguments are looked
-# through, another thread takes over, and Python waits for it. On one core, that is as
-# long as a third of a GCN's epoch on Cora.
+# through, another thread takes over, and Python waits for it. On one core, that is a
+# quarter or a third of a GCN's epoch on Cora.
 #
 #     adam_steps      step 1, evaluate 1, step 2, evaluate 2, step 3, ...
 #     here            (step 1, evaluate 1, ... step 10, evaluate 10), (step 11, ...
