@@ -84,8 +84,7 @@ def receptive_field(graph, hops, splits=("train",)):
 # 2. Sums in groups of eight -----------------------------------------------------------
 #
 # The plain form computes a message for each entry, stores it, and adds the messages to
-# their rows one at a time. Take a matrix whose row 0 has ten entries and whose row 1 has
-# one:
+# their rows one at a time. Take a matrix whose row 0 has ten entries, and row 1 one:
 #
 #     entry    0  1  2  3  4  5  6  7  8  9  10
 #     row      0  0  0  0  0  0  0  0  0  0  1
