@@ -97,7 +97,8 @@ class Sparse:
         weights: [E], h: [m, k] -> [n, k]. Or, in section 3, for H heads at once:
         weights: [E, H], h: [m, H, D] -> [n, H, D].
         """
-        h = jnp.asarray(h)                              # an array of NumPy will do
+        if not isinstance(h, jax.Array):
+            h = jnp.asarray(np.asarray(h))              # an array of NumPy will do
         check_aggregate(self, weights, h)
         h_of_entry = h[self.cols]                       # [m, k] -> [E, k]
         messages = weights[..., None] * h_of_entry      # [E, 1] * [E, k]
