@@ -64,13 +64,13 @@ def receptive_field(graph, hops, splits=("train",)):
     nodes = np.flatnonzero(needed)
     new_number = np.cumsum(needed) - 1                  # of a node that is needed
     adj = make_sparse(new_number[rows[is_used]], new_number[cols[is_used]],
-                    values[is_used], (len(nodes), len(nodes)))
+                      values[is_used], (len(nodes), len(nodes)))
     x = graph.x
     if hasattr(x, "values"):                            # a Sparse, see minignn.dropout
         x_rows, x_cols, x_values = map(np.asarray, (x.rows, x.cols, x.values))
         is_used = needed[x_rows]
         x = make_sparse(new_number[x_rows[is_used]], x_cols[is_used], x_values[is_used],
-                      (len(nodes), x.shape[1]))
+                        (len(nodes), x.shape[1]))
     else:
         x = x[nodes]
     renumbered = dict.fromkeys(("train", "val", "test"), jnp.zeros(0, jnp.int32))
