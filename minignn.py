@@ -11,13 +11,13 @@ its neighbours j, itself among them:
 The sum is one function here, aggregate. What makes a layer is where its weights w_ij
 come from. In a GCN (graph convolutional network: Kipf & Welling, ICLR 2017), they
 follow from how many neighbours i and j have. In a GAT (graph attention network:
-Veličković et al., ICLR 2018), a learned part computes them, and they are called alpha:
+Veličković et al., ICLR 2018), a learned part computes them, and they are called alpha.
+adj, the adjacency, says who is whose neighbour; its values are the GCN's weights.
 
     GCN     out = adj.aggregate(adj.values, h)
     GAT     out = adj.aggregate(alpha, h)
 
-adj, the adjacency, says who is whose neighbour; its values are the GCN's weights. From
-the data to predictions:
+From the data to predictions:
 
     graph = load_graph()                            # Cora, 2708 papers on 7 subjects
     model = GCN(nhid=16, nclass=7)                  # 16 hidden units, 7 classes
@@ -31,8 +31,8 @@ The JAX that it needs, for readers who know NumPy (jnp is JAX's NumPy):
     array       never changes; every operation makes a new one. x.at[i].add(v) is a copy
                 of x with v added at index i
     key, rng    random numbers are a function of a key: the same key, the same numbers.
-                So each key is used once. jax.random.split makes several new keys from
-                one; fold_in makes one from a key and a number
+                So no key makes numbers twice. jax.random.split makes several new keys
+                from one; fold_in makes one from a key and a number
     pytree      lists, tuples, dicts and registered classes, nested, with arrays or
                 numbers inside, the leaves. What grad and jit take and give are pytrees.
                 jax.tree.map(f, tree) makes a tree with f(leaf) for each leaf; with
@@ -41,13 +41,14 @@ The JAX that it needs, for readers who know NumPy (jnp is JAX's NumPy):
                 array for an array, a pytree of the same form for a pytree
     jax.jit     jit(f) is f, compiled. At the first call, JAX runs f on stand-ins that
                 have a shape but no numbers, and records what it does; later calls run
-                the record. A new shape makes a new record. Some arguments must be
-                marked static: functions, and numbers that an `if` tests. f gets their
-                value itself, and another value makes a new record
+                the record. A new shape makes a new record. What an `if` tests, the size
+                of a result, strings and functions cannot be stand-ins: marked static, f
+                gets the value itself, and another value makes a new record
 
 Shapes stand in brackets, [before] -> [after] where a line changes one: N nodes, E
 entries of a matrix, F features, C classes; in section 3, H heads of D units; n, m, k
-are any numbers. Calls of check_..., defined at the end, refuse bad input.
+are any numbers. check(true, message) raises ValueError(message) if that is not true; it
+and its kin stand at the end.
 
 Needs jax 0.5, numpy 1.26 and Python 3.11, or later ones. MIT License, the minignn
 developers.
@@ -72,7 +73,7 @@ def static():
 
 
 @jax.tree_util.register_dataclass               # a pytree of the fields not static
-@dataclasses.dataclass(frozen=True, eq=False)   # no ==: that of arrays is no bool
+@dataclasses.dataclass(frozen=True, eq=False)   # == is "is": arrays have no one ==
 class Sparse:
     """A matrix of which only E entries are stored; the others are zero.
 
@@ -94,11 +95,11 @@ class Sparse:
     def aggregate(self, weights, h):
         """For each row, the sum of weights[e] * h[cols[e]] over its entries e.
 
-        weights: [E], h: [m, k] -> [n, k]. Or, in section 3, for H heads at once:
+        weights: [E], h: [m, k] -> [n, k]. Or H such sums at once:
         weights: [E, H], h: [m, H, D] -> [n, H, D].
         """
         if not isinstance(h, jax.Array):
-            h = jnp.asarray(np.asarray(h))              # an array of NumPy will do
+            h = jnp.asarray(np.asarray(h))          # NumPy's will do; a Sparse raises
         check_aggregate(self, weights, h)
         h_of_entry = h[self.cols]                       # [m, k] -> [E, k]
         messages = weights[..., None] * h_of_entry      # [E, 1] * [E, k]
@@ -141,7 +142,7 @@ class Graph:
 
     def __repr__(self):
         N, F = self.x.shape
-        edges = np.sum(self.adj.rows != self.adj.cols)      # self-loops do not count
+        edges = np.sum(self.adj.rows != self.adj.cols)      # both directions count
         return (f"Graph of {N} nodes, {edges} edges, {F} features, "
                 f"{len(self.class_names)} classes; {len(self.train)} training, "
                 f"{len(self.val)} validation, {len(self.test)} test nodes")
@@ -180,7 +181,7 @@ def normalize_adjacency(edge_index, num_nodes):
 
     # Number the places of the matrix row by row: of 3 columns, row 1, column 2 is 5.
     # Sorted, equal ones stand together; keep each that is larger than the one before.
-    # (np.unique, spelled out.)
+    # (np.unique does this, too, but takes ten times as long.)
     places = np.sort(rows * num_nodes + cols)
     is_first = np.diff(places, prepend=-1) > 0
     rows, cols = np.divmod(places[is_first], num_nodes)     # row 1, column 2 again
@@ -193,13 +194,13 @@ def normalize_adjacency(edge_index, num_nodes):
 def glorot_uniform(rng, shape, fan_in, fan_out):
     """Random weights between -r and r (Glorot & Bengio 2010, equation 16).
 
-    An output is a sum of fan_in products: it keeps the size of its inputs if weights
-    have the variance 1 / fan_in. The gradient by an input is a sum of fan_out products,
-    and asks for 1 / fan_out. Uniform numbers have the variance r^2 / 3; with this r, it
-    is 2 / (fan_in + fan_out), between the two.
+    An output is a sum of fan_in products: to be as large as its inputs, it needs
+    weights of variance 1 / fan_in. A gradient is a sum of fan_out products, and needs
+    1 / fan_out. Uniform numbers have the variance r^2 / 3; this r makes that
+    2 / (fan_in + fan_out), which lies between the two.
     """
-    if min(*shape, fan_in, fan_out) < 1:
-        raise ValueError(f"weights {list(shape)}: each size must be at least 1")
+    check(min(*shape, fan_in, fan_out) >= 1,
+          f"weights {list(shape)}: each size must be at least 1")
     r = math.sqrt(6 / (fan_in + fan_out))
     return jax.random.uniform(rng, shape, minval=-r, maxval=r)
 
@@ -236,7 +237,7 @@ def split_or_none(rng, num):
 def GraphConvolution(out_dim, bias=False, dropout_rate=0):
     """A layer of the GCN, Â X W: the paper's equation 2 before its activation.
 
-    It is a convolution: one W serves every node, as one filter all places of an image.
+    Like a convolution of an image, it shares its parameters: one W serves all nodes.
     The bias is not in the paper; it is for models of your own.
 
     params: (W [F, out_dim],) or (W, b [out_dim]).
@@ -291,7 +292,8 @@ def GCN(nhid, nclass, dropout_rate=0.5):
     """The GCN, Â ReLU(Â X W0) W1: the paper's equation 9 without its softmax.
 
     Through two layers, a node hears from its neighbours' neighbours, too. The result is
-    called logits: a number for each class, which a softmax makes into probabilities.
+    called logits: a number z_c for each class c. A softmax makes probabilities of them:
+    exp(z_c) / the sum of exp(z_k) over all classes k.
 
     nhid: hidden units. x: [N, F], an array or a Sparse -> logits [N, C], C = nclass.
     """
@@ -309,10 +311,10 @@ def GCN(nhid, nclass, dropout_rate=0.5):
 #     alpha_ij = exp(score_ij) / the sum of exp(score_ik) over k      equation 3
 #     out_i    = the sum of alpha_ij h_j over j       equation 4, before its activation
 #
-# where j and k are neighbours of i, itself among them. (The paper's h_j is x_j here,
-# its W h_j is h_j.) A high score_ij makes i hear much of j; like W, a is learned from
-# the loss. Where a is 0, all scores are equal, and alpha_ij is 1 / d_i: the sum is the
-# mean.
+# where j and k are neighbours of i, itself among them: a softmax over these. (The
+# paper's h_j is x_j here, its W h_j is h_j.) A high score_ij makes i hear much of j;
+# like W, a is learned from the loss. Where a is 0, all scores are equal, and alpha_ij
+# is 1 / d_i: the sum is the mean. A layer has H such sums side by side, its heads.
 
 
 def segment_softmax(scores, rows, num_rows):
@@ -343,10 +345,10 @@ def attention(a1, a2, h, adj):
 
 
 def MultiHeadLayer(nheads, nhid, dropout_rate, last_layer=False):
-    """nheads attentions side by side, each with nhid units and its own W, a1 and a2.
+    """nheads heads, each with nhid units and its own W, a1 and a2.
 
-    Each head can prefer other neighbours; the authors found that with several, learning
-    is more stable. Their outputs stand side by side; those of a last layer, whose units
+    Each can prefer other neighbours; the authors found that with several, learning is
+    more stable. Their outputs stand side by side; those of a last layer, whose units
     are the classes, are averaged.
 
     params: (W [F, H*D], a1 [H, D], a2 [H, D], b [H, D]).
@@ -396,7 +398,8 @@ def GAT(nheads, nhid, nclass, dropout_rate=0.6):
     last, where they are nclass.
     x: [N, F], an array or a Sparse -> logits [N, C], C = nclass.
     """
-    check_shape("nheads [layers]", np.asarray(nheads), (len(nhid) + 1,))
+    check(np.ndim(nheads) == np.ndim(nhid) == 1 and len(nheads) == len(nhid) + 1,
+          f"nheads is {nheads}, nhid {nhid}: they must be lists, nheads one longer")
     layers = []
     for heads, units in zip(nheads[:-1], nhid):
         layers.append(MultiHeadLayer(heads, units, dropout_rate))
@@ -409,7 +412,7 @@ def GAT(nheads, nhid, nclass, dropout_rate=0.6):
 
 def log_softmax(logits):
     """The logarithm of the softmax: [n, C] -> [n, C]."""
-    # The largest is subtracted so that exp cannot overflow: see segment_softmax.
+    # The largest is subtracted so that exp cannot overflow.
     largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))     # [n, 1]
     shifted = logits - largest
     return shifted - jnp.log(jnp.exp(shifted).sum(axis=-1, keepdims=True))
@@ -418,7 +421,6 @@ def log_softmax(logits):
 def cross_entropy(logits, labels):
     """Minus the log-probability of the right class, the mean over n nodes.
 
-    (The GCN paper's equation 10 is their sum; both papers' code takes the mean.)
     logits: [n, C]. labels: [n], from 0 to C - 1; any other makes the result nan, and
     so is the gradient in its row of logits.
     """
@@ -454,7 +456,7 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 
     m is a running mean of each gradient, v a running mean of its square. A parameter
     moves by -step_size * m / sqrt(v): by step_size while its gradient stays the same,
-    large or small, and by less where the gradient's sign changes.
+    large or small, and mostly by less where its sign changes.
     """
 
     def init(params):
@@ -464,8 +466,8 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
     def update(grads, state, params):
         t, m, v = state
         t = t + 1
-        m = jax.tree.map(lambda m, grad: b1 * m + (1 - b1) * grad, m, grads)
-        v = jax.tree.map(lambda v, grad: b2 * v + (1 - b2) * grad ** 2, v, grads)
+        m = jax.tree.map(lambda mean, grad: b1 * mean + (1 - b1) * grad, m, grads)
+        v = jax.tree.map(lambda mean, grad: b2 * mean + (1 - b2) * grad ** 2, v, grads)
 
         def move(param, m, v):
             # Both began at 0, and so are too small at first: if the gradient were
@@ -480,8 +482,7 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 
 
 # 6. Training --------------------------------------------------------------------------
-
-
+#
 # An epoch is one step, on all training nodes. After each, train (below) appends to the
 # history, {"val_loss": [1.94, 1.93, ...], ...}, and asks a rule two questions: was this
 # progress, and are these params to be kept? After `patience` epochs without progress,
@@ -491,8 +492,7 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 def loss_rule(history):
     """The GCN paper's, as read here: a new lowest validation loss is progress.
 
-    The paper does not say which params it tests; as in its code, the last are kept.
-    (The code compares the loss with the mean of the ten before.)
+    Which params to keep, the paper does not say: here, those of the last epoch.
     """
     *before, loss = history["val_loss"]
     is_progress = loss < min(before, default=math.inf)
@@ -502,7 +502,7 @@ def loss_rule(history):
 def loss_or_accuracy_rule(history):
     """The GAT paper's: the best validation loss or accuracy so far is progress.
 
-    As in its code, so is a tie with the best, and what is kept is best in both.
+    As in its authors' code, so is a tie. Params are kept if both are at their best.
     """
     losses, accuracies = history["val_loss"], history["val_accuracy"]
     is_lowest = losses[-1] == min(losses)
@@ -519,12 +519,12 @@ class Recipe:
     weight_decay: float                 # the factor of the L2 penalty
     epochs: int                         # the most epochs
     patience: int                       # stop after so many epochs without progress
-    penalise_all: bool = static()       # L2 on all parameters, or on the first layer's
+    penalise_all: bool = static()       # L2 on all params, or on params[0]
     rule: Callable = static()           # loss_rule, say
 
 
-# The papers' settings for Cora; the GAT's epochs are its authors' code's. The GCN's
-# penalty is on its first layer, which has 22,928 of the 23,040 parameters.
+# The papers' settings for Cora; the most epochs of the GAT are its authors' code's. The
+# GCN penalises its first layer only, which has 22,928 of the 23,040 parameters.
 GCN_RECIPE = Recipe(step_size=0.01, weight_decay=5e-4, penalise_all=False,
                     epochs=200, rule=loss_rule, patience=10)
 GAT_RECIPE = Recipe(step_size=0.005, weight_decay=5e-4, penalise_all=True,
@@ -535,7 +535,7 @@ def predict(model, params, graph, rng=None):
     """The model's logits for all nodes: [N, C]. A key turns dropout on."""
     _, apply_fun = model
     logits = apply_fun(params, graph.x, graph.adj, rng)
-    # With too few rows, logits[graph.train] would be the wrong ones, without a word.
+    # For a row past the end, JAX gives the last one and no error: see that none lacks.
     check_shape("logits [labels, classes]", logits,
                 (len(graph.y), len(graph.class_names)))
     return logits
@@ -618,7 +618,7 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
         is_progress, is_kept = recipe.rule(history)
         if epoch == 1:                          # progress and kept, whatever the rule
             is_progress = is_kept = True
-            start = time.perf_counter()         # not timed: it also compiled
+            start = time.perf_counter()         # later: the first also compiled
         if is_kept:
             kept_params = params
         if is_progress:
@@ -667,9 +667,8 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     """
     x, y, edge_index = np.asarray(x), np.asarray(y), np.asarray(edge_index)
     check_array("x", x, "numbers", ["N", "F"])
-    if x.size == 0:
-        raise ValueError(f"x is {list(x.shape)}: a graph needs a node and a feature")
-    # x is yet to be summed, and float32 ends at 3e38. (1e30 does not fit a float16 x.)
+    check(x.size > 0, f"x is {list(x.shape)}: a graph needs a node and a feature")
+    # A row's sum must be below 3e38, where float32 ends; float16 does before 1e30.
     check_each(np.abs(x) < np.float64(1e30), "x", x, "it must be below 1e30 in size")
     check_each((x >= 0) | (not normalize), "x", x, "negative numbers, whose sum can "
                "be 0, need normalize=False (the scripts: --no-normalize)")
@@ -725,6 +724,11 @@ def load_graph(path=CORA, normalize=True):
 # The checks of what comes in. An error says what is wrong, and where.
 
 
+def check(is_good, message):
+    if not is_good:
+        raise ValueError(message)
+
+
 def check_each(is_good, name, array, requirement):
     """Where is_good is false, name the first element: "x[3, 7] is nan: ..."."""
     if not is_good.all():
@@ -732,58 +736,53 @@ def check_each(is_good, name, array, requirement):
         raise ValueError(f"{name}{index} is {array[tuple(index)]}: {requirement}")
 
 
-def check_array(name, array, meaning, shape):
+def check_array(name, array, kind, shape):
     """Check an array's type and shape. A string in the shape is any length."""
-    kinds = {"booleans": "b", "integers": "iu", "numbers": "biuf", "strings": "US"}
+    letters = {"booleans": "b", "integers": "iu", "numbers": "biuf", "strings": "US"}
     is_right = len(shape) == array.ndim
     for expected, length in zip(shape, array.shape):
         is_right &= isinstance(expected, str) or expected == length
     if array.size > 0:              # NumPy makes floats of an empty list
-        is_right &= array.dtype.kind in kinds[meaning]
+        is_right &= array.dtype.kind in letters[kind]
     if not is_right:
         found = f"{array.dtype} {list(array.shape)}"
         if array.ndim == 0:         # NumPy wraps what it does not know: a scipy matrix
             found = type(array.item()).__name__
         lengths = ", ".join(str(length) for length in shape)
-        raise ValueError(f"{name} is {found}: it must be {meaning} [{lengths}]")
+        raise ValueError(f"{name} is {found}: it must be {kind} [{lengths}]")
 
 
 def check_aggregate(matrix, weights, h):
     E, (_, m) = len(matrix.rows), matrix.shape
     weights_fit = weights.shape == (E, *h.shape[1:-1])          # [E] or [E, H]
-    # Asked for a row past the end of h, JAX would give the last, without a word.
-    if h.ndim not in (2, 3) or len(h) != m or not weights_fit:
-        raise ValueError(
-            f"{matrix} cannot sum weights {list(weights.shape)}, h {list(h.shape)}: "
-            f"they must be [{E}] and [{m}, k], or [{E}, H] and [{m}, H, D]")
+    check(h.ndim in (2, 3) and len(h) == m and weights_fit,
+          f"{matrix} cannot sum weights {list(weights.shape)}, h {list(h.shape)}: "
+          f"they must be [{E}] and [{m}, k], or [{E}, H] and [{m}, H, D]")
 
 
 def check_shape(name, array, shape):
-    if array.shape != shape:
-        raise ValueError(f"{name} are {list(array.shape)}: they must be {list(shape)}")
+    check(array.shape == shape,
+          f"{name} are {list(array.shape)}: they must be {list(shape)}")
 
 
 def check_rate(rate):
-    if not 0 <= rate < 1:
-        raise ValueError(f"the dropout rate is {rate}: it must be from 0 to below 1")
+    check(0 <= rate < 1, f"the dropout rate is {rate}: it must be from 0 to below 1")
 
 
 def check_training(graph, rng, recipe):
-    if not isinstance(rng, jax.Array):
-        raise ValueError(f"rng is {rng!r}: it must be a key, as jax.random.key(0)")
-    for name, number in (("epochs", recipe.epochs), ("patience", recipe.patience)):
-        if number < 1:
-            raise ValueError(f"{name} is {number}: it must be at least 1")
+    check(isinstance(rng, jax.Array),
+          f"rng is {rng!r}: it must be a key, as jax.random.key(0)")
+    for name in ("epochs", "patience"):
+        number = getattr(recipe, name)
+        check(number >= 1, f"{name} is {number}: it must be at least 1")
     for split in ("train", "val", "test"):
         nodes = np.asarray(getattr(graph, split))
         check_array(split, nodes, "integers", ["n"])
         check_each((nodes >= 0) & (nodes < len(graph.y)), split, nodes,
                    f"nodes are 0 to {len(graph.y) - 1}")
-    if len(graph.train) == 0:
-        raise ValueError("train is empty: there is no node to train on")
-    if len(graph.val) == 0:
-        raise ValueError("val is empty: no node decides when to stop; "
-                         "dataclasses.replace(graph, val=graph.train) lets train's")
+    check(len(graph.train) > 0, "train is empty: there is no node to train on")
+    check(len(graph.val) > 0, "val is empty: no node decides when to stop; "
+          "dataclasses.replace(graph, val=graph.train) lets train's")
 
 
 # What to copy, with the imports, for a GCN or a GAT in a file of your own. Statements

@@ -795,10 +795,11 @@ def test_sizes_below_1_are_refused(model):
         drawn(model, (5, 4))
 
 
-@pytest.mark.parametrize("nheads", [[8], [8, 1, 1]])
-def test_lists_of_heads_and_units_that_do_not_fit_are_refused(nheads):
-    with pytest.raises(ValueError, match=r"nheads \[layers\] are .* must be \[2\]"):
-        GAT(nheads, [8], 7)
+@pytest.mark.parametrize(
+    "nheads, nhid", [([8], [8]), ([8, 1, 1], [8]), (8, [8]), (8, 8)])
+def test_lists_of_heads_and_units_that_do_not_fit_are_refused(nheads, nhid):
+    with pytest.raises(ValueError, match="nheads is .*, nhid .*nheads one longer"):
+        GAT(nheads, nhid, 7)
 
 
 # 4. Loss ------------------------------------------------------------------------------
@@ -1269,6 +1270,7 @@ BAD_GRAPHS = {
     "y is int64 [6, 2]": small(y=np.eye(6, 2, dtype=int)),
     "y is float64 [6]": small(y=np.zeros(6)),
     "y is <U1 [6]": small(y=np.array(list("abbaba"))),
+    "class_names is int64 [1]": small(class_names=[7]),
     "y[5] is -2: classes are 0 to 1": changed("y", 5, -2),
     "y[4] is 2: classes are": changed("y", 4, 2) | {"class_names": ["a", "b"]},
     "y[5] is 255: without class_names": small(y=np.uint8([0, 1, 1, 0, 1, 255])),
