@@ -13,14 +13,13 @@ The GCN of the paper, with one change:
     random-split        a split of the public one's sizes, drawn from all nodes
     first-nodes         nodes 0 to 139 train, 200 to 499 validate, 500 to 1499 test
     code-rule           the stopping rule of the authors' code, not the paper's
-    depth NUMBER        NUMBER layers, always 200 epochs; and the mean cosine of two
-                        nodes in the last hidden layer
+    depth NUMBER        NUMBER layers, to the last epoch; and how rough the last hidden
+                        layer is on the graph, untrained and trained
+    residual NUMBER     the same with residual layers, those from 16 units to 16
 
 The GAT of the paper, with one change:
 
     gat                 none, to compare with
-    gat-no-ties         an equal validation loss or accuracy is no progress
-    gat-head-masks      each head drops its input anew, as in the authors' code
     gat-no-attention    the mean: a node gives all its neighbours the same weight
     gat-gcn-weights     the GCN's weights in place of the attention's
     gatv2               the score of Brody, Alon & Yahav (2022)
@@ -82,9 +81,8 @@ def no_self_loops(graph, seed, number):
 
 
 def row_normalized(graph, seed, number):
-    rows = np.asarray(graph.adj.rows)
-    values = 1 / np.bincount(rows)[rows]
-    adj = minignn.make_sparse(rows, graph.adj.cols, values, graph.adj.shape)
+    rows = graph.adj.rows
+    adj = dataclasses.replace(graph.adj, values=1.0 / jnp.bincount(rows)[rows])
     return dataclasses.replace(graph, adj=adj)
 
 
@@ -145,7 +143,6 @@ def random_graph(seed, percent, num_classes=5, misleading=0):
         x = np.hstack([x, misleads[:, None]])
 
     # All pairs of nodes i < j in random order: of each kind, as many as are wanted.
-    # All graphs have the same number of edges, so JAX compiles once.
     i, j = rng.permutation(np.transpose(np.triu_indices(1000, k=1))).T
     same = y[i] == y[j]
     num_same = 2000 * percent // 100
@@ -188,25 +185,43 @@ def lookup(seed, size, num=100):
 # Models -------------------------------------------------------------------------------
 
 
-def deep_layers(number, nclass, dropout_rate=0):
-    """A GCN's layers, 16 hidden units each."""
-    units = [16] * (number - 1) + [nclass]
-    return [minignn.GraphConvolution(n, dropout_rate=dropout_rate) for n in units]
-
-
-def head_masks(nheads, nhid, dropout_rate):
-    """A MultiHeadLayer in which each head drops its input anew."""
-    init_fun, _ = minignn.MultiHeadLayer(nheads, nhid, dropout_rate)
-    _, one_head = minignn.MultiHeadLayer(1, nhid, dropout_rate)
+def residual(layer):
+    """The layer's output plus its input, of which nothing is dropped."""
+    init_fun, layer_apply = layer
 
     def apply_fun(params, x, adj, rng=None):
-        W, *others = params
-        outs = []
-        for k, head_rng in enumerate(minignn.split_or_none(rng, nheads)):
-            W_k = W[:, k * nhid:(k + 1) * nhid]                         # [F, D]
-            others_k = [p[k:k + 1] for p in others]                     # [1, D]
-            outs.append(one_head((W_k, *others_k), x, adj, head_rng))   # [N, D]
-        return jnp.hstack(outs)                                         # [N, H*D]
+        return x + layer_apply(params, x, adj, rng)
+
+    return init_fun, apply_fun
+
+
+def deep_layers(name, number, nclass, rate=0):
+    """A GCN's layers, 16 hidden units each."""
+    units = [16] * (number - 1) + [nclass]
+    layers = [minignn.GraphConvolution(n, dropout_rate=rate) for n in units]
+    if name == "residual":
+        layers[1:-1] = map(residual, layers[1:-1])
+    return layers
+
+
+def OwnApart(out_dim, dropout_rate):
+    """A GCN's layer in which a node's own features have a matrix of their own.
+
+        out_i = x_i V + sum over the other neighbours j of Â_ij x_j W
+
+    One of the designs of Zhu et al. (2020). params: (V, W), each [F, out_dim].
+    """
+    init_W, _ = minignn.GraphConvolution(out_dim)
+
+    def init_fun(rng, input_shape):
+        both = [init_W(one, input_shape) for one in jax.random.split(rng)]
+        return both[0][0], tuple(W for _, (W,) in both)
+
+    def apply_fun(params, x, adj, rng=None):
+        V, W = params
+        x = minignn.dropout(rng, x, dropout_rate)
+        weights = jnp.where(adj.rows == adj.cols, 0, adj.values)
+        return x @ V + adj.aggregate(weights, x @ W)
 
     return init_fun, apply_fun
 
@@ -255,11 +270,7 @@ def GATv2Layer(nheads, nhid, dropout_rate, last_layer=False):
 
         score_ij = a . LeakyReLU(x_i W1 + x_j W2)
 
-    In the GAT, a stands inside the LeakyReLU: there, all nodes put the neighbours that
-    they share in the same order.
-
     params: (W1 [F, H*D], W2 [F, H*D], a [H, D], b [H, D]).
-    x: [N, F], an array or a Sparse -> [N, H*D], in the last layer [N, D].
     """
 
     def init_fun(rng, input_shape):
@@ -341,13 +352,12 @@ def make_model(name, nclass, number=None, hidden=None, dropout_rate=None):
     units = hidden or units
     rate = rate if dropout_rate is None else dropout_rate
     gat = minignn.GAT([8, 1], [units // 8], nclass, rate)
-    if name == "depth":
-        return minignn.chain(deep_layers(number, nclass, rate), jax.nn.relu)
+    if name in ("depth", "residual"):
+        return minignn.chain(deep_layers(name, number, nclass, rate), jax.nn.relu)
+    if name == "own-apart":
+        return minignn.chain([OwnApart(n, rate) for n in (units, nclass)], jax.nn.relu)
     if name == "sgc":
         return SGC(number, nclass)
-    if name == "gat-head-masks":
-        last = minignn.MultiHeadLayer(1, nclass, rate, last_layer=True)
-        return minignn.chain([head_masks(8, 8, rate), last], jax.nn.elu)
     if name == "gat-no-attention":
         return with_weights(gat, mean_weights)
     if name == "gat-gcn-weights":
@@ -366,22 +376,18 @@ def make_model(name, nclass, number=None, hidden=None, dropout_rate=None):
     return gat if "gat" in name else minignn.GCN(units, nclass, rate)
 
 
-@jax.jit
-def mean_cosines(h, y):
-    """The mean cosine of h_i and h_j, over the pairs of a class and all other pairs.
+def roughness(h, adj):
+    """The Dirichlet energy of h [N, k] over the sum of its squares.
 
-    h: [N, k]. A row of zeros has the cosine 0 with every other. y: labels [N].
+    It is half the sum of |h_i / sqrt(d_i) - h_j / sqrt(d_j)|^2 over all entries of Â,
+    over the sum of |h_i|^2. With 0, all that is left of a node is sqrt(d_i).
     """
-    h = h / jnp.linalg.norm(h, axis=1, keepdims=True).clip(1e-9)
-    cosines = h @ h.T                                       # [N, N]
-    same = y[:, None] == y[None, :]
-    not_itself = ~jnp.eye(len(h), dtype=bool)
-    return cosines.mean(where=same & not_itself), cosines.mean(where=~same)
+    return 1 - (h * (adj @ h)).sum() / jnp.maximum((h ** 2).sum(), 1e-30)
 
 
-def last_hidden(params, graph, nclass):
+def last_hidden(name, params, graph, nclass):
     """What the last layer of a deep GCN is given: [N, 16], or x if it is the first."""
-    layers = deep_layers(len(params), nclass)[:-1]
+    layers = deep_layers(name, len(params), nclass)[:-1]
     if not layers:
         return graph.x @ jnp.eye(graph.x.shape[1])          # as an array
     _, apply_fun = minignn.chain(layers, jax.nn.relu)
@@ -397,15 +403,6 @@ def code_rule(history):
     return len(loss) < 12 or loss[-1] <= np.mean(loss[-11:-1]), True
 
 
-def no_ties(history):
-    """The GAT's rule, but an equal loss or accuracy is no progress."""
-    *losses, loss = history["val_loss"]
-    *accuracies, reached = history["val_accuracy"]
-    is_lowest = loss < min(losses, default=math.inf)
-    is_highest = reached > max(accuracies, default=-math.inf)
-    return is_lowest or is_highest, is_lowest and is_highest
-
-
 def lowest_loss(history):
     """A new lowest validation loss is progress, and its params are kept."""
     *before, loss = history["val_loss"]
@@ -413,18 +410,18 @@ def lowest_loss(history):
     return is_lowest, is_lowest
 
 
-# A deep GCN starts on a plateau: with a patience of 10 it would stop before it has
-# learned anything.
-WHOLE = dataclasses.replace(minignn.GCN_RECIPE, patience=200)
+def whole(epochs):
+    # A deep GCN starts on a plateau, where a patience of 10 would end its training.
+    return dataclasses.replace(minignn.GCN_RECIPE, epochs=epochs, patience=epochs)
+
+
 FAIR_RECIPE = minignn.Recipe(step_size=0.01, weight_decay=5e-4, penalise_all=True,
                              epochs=1000, rule=lowest_loss, patience=100)
 RECIPES = {
-    "depth": WHOLE,
-    "homophily": WHOLE,
+    "homophily": whole(200),
     "noisy": FAIR_RECIPE,
     "lookup": dataclasses.replace(FAIR_RECIPE, weight_decay=0.0, epochs=500),
     "code-rule": dataclasses.replace(minignn.GCN_RECIPE, patience=1, rule=code_rule),
-    "gat-no-ties": dataclasses.replace(minignn.GAT_RECIPE, rule=no_ties),
 }
 
 # Rows of a table ----------------------------------------------------------------------
@@ -458,17 +455,11 @@ class Results:
         return runs[seed]
 
     def compare(self, group):
-        """Print means, and mean differences between runs with the same seed.
-
-        All rows are compared with the plain GAT or GCN if it is there, else all pairs.
-        """
+        """Print means, and mean differences between runs with the same seed."""
         rows = {name: runs for (of, name), runs in self.rows.items() if of == group}
         for name, runs in rows.items():
             print_means(group, name, list(runs.values()))
         pairs = list(itertools.combinations(rows, 2))
-        for plain in "gcn", "gat":
-            if plain in rows:
-                pairs = [(plain, name) for name in rows if name != plain]
         for one, other in pairs:
             ones, others = rows[one], rows[other]
             differences = [others[seed]["test_accuracy"] - ones[seed]["test_accuracy"]
@@ -519,16 +510,21 @@ def paper_row(args):
         recipe = dataclasses.replace(recipe, penalise_all=False)
     if args.penalty == "none":
         recipe = dataclasses.replace(recipe, weight_decay=0.0)
-    hops = args.number if args.name == "depth" else 2
+    hops, is_deep = 2, args.name in ("depth", "residual")
+    if is_deep:
+        hops, recipe = args.number, whole(args.epochs)
     change = CHANGES.get(args.name, lambda graph, seed, number: graph)
 
     def run(seed):
         graph = change(original, seed, args.number)
         steps = quick_steps(graph, hops) if args.fast else minignn.adam_steps
         numbers, params = run_once(model, recipe, graph, seed, steps)
-        if args.name == "depth":
-            cosines = mean_cosines(last_hidden(params, graph, nclass), graph.y)
-            numbers["same_class"], numbers["different_classes"] = map(float, cosines)
+        if is_deep:
+            init_rng, _ = jax.random.split(jax.random.key(seed))        # as adam_steps
+            _, untrained = model[0](init_rng, graph.x.shape)
+            for when, those in ("untrained", untrained), ("trained", params):
+                h = last_hidden(args.name, those, graph, nclass)
+                numbers[f"roughness_{when}"] = float(roughness(h, graph.adj))
         return numbers
 
     return f"{args.data.stem}, {paper}{', fast' * args.fast}", args.words, run
@@ -549,6 +545,8 @@ def random_graph_rows(args):
         return min((numbers for numbers, _ in runs), key=lambda run: run["val_loss"])
 
     names, settings = ["gcn", "no-graph"], [(None, 16, 0.5)]
+    if args.name == "homophily":
+        names.append("own-apart")
     if args.name == "noisy":                # of three dropout rates, the best one
         names += ["gat", "gat-no-attention", "gat-gcn-weights", "gatv2"]
         settings = [(None, 64, rate) for rate in (0, 0.2, 0.5)]
@@ -629,10 +627,10 @@ def fair_rows(method, args, results):
 
 # The command line ---------------------------------------------------------------------
 
-NUMBERS = {"labels": range(1, 21), "depth": range(1, 65), "homophily": range(101),
-           "noisy": range(51), "lookup": range(2, 65)}
-NAMES = {*CHANGES, *RECIPES, *NUMBERS, "gcn", "gat", "gat-head-masks", "gatv2",
-         "gat-no-attention", "gat-gcn-weights", "gcn-as-gat", "fair", "compare"}
+NUMBERS = {"labels": range(1, 21), "depth": range(1, 65), "residual": range(1, 65),
+           "homophily": range(101), "noisy": range(51), "lookup": range(2, 65)}
+NAMES = {*CHANGES, *RECIPES, *NUMBERS, "gcn", "gat", "gat-no-attention",
+         "gat-gcn-weights", "gatv2", "gcn-as-gat", "fair", "compare"}
 
 
 def read_flags():
@@ -645,6 +643,7 @@ def read_flags():
     add("--runs", type=int, default=20, help="the number of seeds [%(default)s]")
     add("--seed", type=int, default=0, help="the first of them [%(default)s]")
     add("--dropout", type=float, default=0.5, help="the rate of a GCN [%(default)s]")
+    add("--epochs", type=int, default=200, help="of a deep GCN [%(default)s]")
     add("--penalty", choices=["all", "W", "none"], default="all",
         help="the params of a GAT that are penalised [%(default)s]")
     add("--classes", type=int, default=5, help="of a random graph [%(default)s]")
@@ -666,10 +665,11 @@ def read_flags():
     gats = "gat", "gat-no-attention", "gat-gcn-weights"
     if args.penalty != "all" and args.name not in gats:
         parser.error(f"{args.name} takes no --penalty")
-    if args.runs < 1 or args.seed < 0 or args.classes < 2 or not 0 <= args.dropout < 1:
-        parser.error("--runs must be at least 1, --seed 0, --classes 2, and --dropout "
-                     "from 0 to below 1")
-    for flag in "dropout", "penalty", "classes":
+    if (args.runs < 1 or args.epochs < 1 or args.seed < 0 or args.classes < 2
+            or not 0 <= args.dropout < 1):
+        parser.error("--runs and --epochs must be at least 1, --seed 0, --classes 2, "
+                     "and --dropout from 0 to below 1")
+    for flag in "dropout", "epochs", "penalty", "classes":
         if getattr(args, flag) != parser.get_default(flag):
             args.words += f" --{flag} {getattr(args, flag)}"
     return args

@@ -16,8 +16,6 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import minignn
-from lab.experiments import WHOLE, deep_layers, last_hidden, mean_cosines
-from scale.faster import faster
 
 # Okabe & Ito's palette, with black in place of its yellow, which is too pale on white.
 # Where a colour carries meaning, a marker or a word carries it, too.
@@ -111,18 +109,6 @@ def draw_matrix(ax, shades, texts, **labels):
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set(**labels)
-
-
-def class_matrix(of_row, of_col, sizes, in_percent, **labels):
-    """How often each class of_row meets each class of_col, a matrix [C, C]."""
-    counts = np.zeros((7, 7), int)
-    np.add.at(counts, (of_row, of_col), 1)
-    shades = counts / counts.sum(axis=1, keepdims=True)
-    texts = (100 * shades).round().astype(int) if in_percent else counts
-    _, ax = plt.subplots(figsize=(5.8, 4.8))
-    draw_matrix(ax, shades, texts, **labels)
-    ax.set_xticks(range(7), names, rotation=40, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(7), [f"{name} ({size})" for name, size in zip(names, sizes)])
 
 
 def scatter_classes(ax, points):
@@ -267,20 +253,17 @@ def hops():
 
 def cora():
     is_edge = rows != cols
-    class_matrix(
-        y[rows[is_edge]], y[cols[is_edge]], np.bincount(y), in_percent=True,
+    counts = np.zeros((7, 7), int)
+    np.add.at(counts, (y[rows[is_edge]], y[cols[is_edge]]), 1)
+    shades = counts / counts.sum(axis=1, keepdims=True)
+    _, ax = plt.subplots(figsize=(5.8, 4.8))
+    draw_matrix(
+        ax, shades, (100 * shades).round().astype(int),
         title="Neighbours mostly share a class (% of each row)",
         xlabel="class of its neighbours", ylabel="class of a paper (number of papers)")
-
-
-def confusion():
-    params, _ = run(GCN, GCN_RECIPE)
-    guess = np.asarray(minignn.predict(GCN, params, graph).argmax(axis=1))
-    test = np.asarray(graph.test)
-    class_matrix(
-        y[test], guess[test], np.bincount(y[test]), in_percent=False,
-        title=f"GCN: {np.sum(guess[test] == y[test])} of {len(test)} test papers right",
-        xlabel="predicted class", ylabel="right class (number of test papers)")
+    ax.set_xticks(range(7), names, rotation=40, ha="right", rotation_mode="anchor")
+    sizes = np.bincount(y)
+    ax.set_yticks(range(7), [f"{name} ({size})" for name, size in zip(names, sizes)])
 
 
 def eigenvalues():
@@ -401,37 +384,9 @@ def overview():
         "Colours are true classes, not predicted ones.", fontsize=10)
 
 
-def depth():
-    layers = [1, 2, 4, 8]
-    _, (left, right) = plt.subplots(1, 2, figsize=(10.4, 3.6))
-    for rate, color, name in (0.5, BLUE, "dropout 0.5"), (0, ORANGE, "no dropout"):
-        runs = []                           # test accuracy and cosines of each
-        for number in layers:
-            model = minignn.chain(deep_layers(number, 7, rate), jax.nn.relu)
-            steps = faster(graph, hops=number)
-            for seed in range(20):
-                params, _ = minignn.train(
-                    model, graph, jax.random.key(seed), WHOLE, log_every=0, steps=steps)
-                reached = minignn.evaluate(model, params, graph)["test_accuracy"]
-                h = last_hidden(params, graph, 7)
-                runs.append([reached, *mean_cosines(h, graph.y)])
-        runs = np.array(runs).reshape(4, 20, 3)
-        percent, same, different = 100 * runs[:, :, 0], *runs[:, :, 1:].mean(axis=1).T
-        left.plot(layers, percent.mean(axis=1), "-o", color=color, label=name)
-        left.plot(layers, percent, ".", color=color, alpha=0.5)
-        right.plot(layers, same, "-o", color=color, label=f"same class, {name}")
-        right.plot(layers, different, "--o", color=color, markerfacecolor="white",
-                   label=f"different classes, {name}")
-    left.set(xlabel="layers", ylabel="test accuracy in %", ylim=(0, 100), xticks=layers)
-    left.legend(loc="lower left")
-    right.set(xlabel="layers", ylabel="mean cosine of two papers", ylim=(0, 1.02),
-              xticks=layers)
-    right.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8.5)
-
-
 PICTURES = {picture.__name__: picture for picture in (
-    adjacency, messages, segment_softmax, hops, cora, confusion, eigenvalues, history,
-    hidden, attention, overview, depth)}
+    adjacency, messages, segment_softmax, hops, cora, eigenvalues, history,
+    hidden, attention, overview)}
 
 
 def draw(name, folder=pathlib.Path(minignn.__file__).parent / "docs"):

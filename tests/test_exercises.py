@@ -1,4 +1,5 @@
 """exercises.md, solutions.md and what lab/checks.py says of right and wrong answers."""
+import ast
 import re
 
 import jax
@@ -26,9 +27,10 @@ def said(capsys, name, function):
 # The pages ----------------------------------------------------------------------------
 
 
-def test_the_solutions_run_and_are_right(as_a_reader):
-    run_blocks(SOLUTIONS)
-    assert re.findall(r"^(\w+): right$", SOLUTIONS, re.M) == list(checks.EXERCISES)
+def test_the_solutions_run_and_are_right(as_a_reader, capsys):
+    solutions = run_blocks(SOLUTIONS).locals
+    for name in checks.EXERCISES:
+        assert said(capsys, name, solutions[name]) == f"{name}: right\n"
 
 
 def test_the_exercises_run_with_nothing_filled_in(as_a_reader):
@@ -53,8 +55,7 @@ def test_the_functions_of_both_pages_have_the_same_arguments():
 
 def test_the_points_are_100_and_every_exercise_has_its_session():
     page = read("teaching.md")
-    _, plan, points, _ = re.split(r"^\| (?:session|exercises|PyTorch) .*\n", page,
-                                  flags=re.M)
+    _, plan, points = re.split(r"^\| (?:session|exercises) .*\n", page, flags=re.M)
     total, seen = 0, []
     for row in re.findall(r"^\| (\d.*) \| (\d+) \|$", points, re.M):
         numbers = re.findall(r"\d+", row[0])
@@ -137,10 +138,13 @@ def test_the_derivative_by_jax_passes(capsys):
 
 
 def solution(name):
-    """The code of a function, up to its check."""
+    """The code of a function, with its helpers, and nothing after it."""
     source, = [source for source, _ in BLOCK.findall(SOLUTIONS)
-               if f'check("{name}"' in source]
-    return source[source.index("def "):source.index("\ncheck(")]
+               if f"def {name}(" in source]
+    last, = [node for node in ast.parse(source).body
+             if getattr(node, "name", None) == name]
+    lines = source.splitlines()[:last.end_lineno]
+    return "\n".join(lines[[line[:4] for line in lines].index("def "):]) + "\n"
 
 
 WRONG = [
@@ -233,12 +237,16 @@ def test_case_shows_what_check_gives(name):
     assert len(seen) == checks.NUM_CASES
     for number, args in enumerate(seen, start=1):
         jax.tree.map(np.testing.assert_array_equal, args, checks.case(name, number))
+    for number in (0, 6):
+        with pytest.raises(ValueError, match=f"the case is {number}: it must be"):
+            checks.case(name, number)
 
 
 def test_a_teacher_checks_a_file(tmp_path, capsys):
     path = tmp_path / "answers.py"
-    path.write_text("import jax\nprint('hello')\n" + solution("aggregate")
-                    + "\n\n\ndef heads(params):\n    return 1\n")
+    path.write_text("import jax\nfrom lab.checks import check\nprint('hello')\n"
+                    + solution("aggregate") + "check('aggregate', aggregate)\n"
+                    + "def heads(params):\n    return 1\ncheck('heads', heads)\n")
     checks.main(path)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(checks.EXERCISES)
