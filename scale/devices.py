@@ -38,8 +38,7 @@ from minignn import Sparse
 
 
 def put(array, sharding):
-    """A NumPy array as a JAX array that lies where `sharding` says."""
-    # This works for several processes, too: each one hands over its own parts.
+    """A NumPy array, of which each process hands over its parts, as a JAX array."""
     return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
@@ -74,8 +73,7 @@ def shard_graph(graph, mesh):
     # The axes of jax.make_mesh may be Explicit: each layer would have to say how its
     # results are spread. A Mesh made of the same devices leaves that to JAX.
     mesh = Mesh(mesh.devices, mesh.axis_names)
-    # The entries, one dimension, are spread over all axes of the mesh together.
-    spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))    # over all its axes
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def place(leaf):

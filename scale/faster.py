@@ -170,10 +170,8 @@ def sum_groups(weights, h, groups, num_owners):
 #     by w_e:  g_i . h_j, in each head
 #
 # Reverse mode only: JAX cannot push forward through a custom_vjp (jvp, jax.hessian).
-
-
-# In these, matrix is a Grouped, below, whose places are (rows, cols, groups by row,
-# groups by column).
+# matrix is a Grouped, below, whose places are (rows, cols, groups by row, groups by
+# column).
 
 
 @jax.custom_vjp
@@ -217,15 +215,8 @@ class Grouped:
     values: jax.Array               # [E] floats
     shape: tuple = dataclasses.field(metadata={"static": True})         # (n, m)
 
-    @property
-    def rows(self):
-        """[E] int32."""
-        return self.places[0]
-
-    @property
-    def cols(self):
-        """[E] int32."""
-        return self.places[1]
+    rows = property(lambda self: self.places[0])        # [E] int32
+    cols = property(lambda self: self.places[1])        # [E] int32
 
     def aggregate(self, weights, h):
         """As Sparse: [E], [m, k] -> [n, k], or [E, H], [m, H, D] -> [n, H, D]."""
@@ -278,8 +269,7 @@ def grouped_graph(graph):
 #
 # The counter is hashed before the key enters. Otherwise, the words of the keys (a, b)
 # and (a ^ d, b) would be the same words in other places: i and i ^ d. The constant c is
-# there because mix(0) is 0: without it, word 0 of the key (0, 0) would be 0. (Since mix
-# is one to one, no word comes twice within one key, as one in 2^32 pairs would.)
+# there because mix(0) is 0: without it, word 0 of the key (0, 0) would be 0.
 
 
 def mix(word):
@@ -297,8 +287,7 @@ def random_bits(key, bit_width, shape):
     first = mix(jax.lax.iota(jnp.uint32, size) + np.uint32(0x9E3779B9))
 
     # A scan instead of two lines, because XLA stores its result. Otherwise it would
-    # hash again wherever a mask is used, forwards and backwards. (A scatter, as in
-    # `stored`, would do, too. This costs no copy.)
+    # hash again wherever a mask is used, forwards and backwards.
     def enter(word, half):
         return mix(word ^ half), None
 
@@ -337,9 +326,7 @@ BLOCK = 10
 
 @functools.partial(jax.jit, static_argnames="model")
 def run_block(model, params, state, seen_by_steps, seen_by_rule, rng, recipe):
-    """Ten epochs -> (params, state) after the last of them, and (params, metrics)
-    after each, stacked: every leaf is [10, ...].
-    """
+    """Ten epochs -> (params, state) after, and (params, metrics) of each: [10, ...]."""
     def run_epoch(carry, _):
         params, state = train_step(model, *carry, seen_by_steps, rng, recipe)
         return (params, state), (params, evaluate(model, params, seen_by_rule))
