@@ -1,5 +1,7 @@
 """One graph over many devices: GPUs, TPUs, or the processes of several machines.
 
+    import jax
+    from minignn import load_graph
     from scale.devices import shard_graph
 
     mesh = jax.make_mesh((jax.device_count(),), ("edges",))
@@ -10,13 +12,13 @@ JAX compiles one program for all devices and adds the communication that it need
 
 How it works, for the five entries of a 3 by 3 matrix on two devices:
 
-    entry      0  1  2  |  3  4  .
+    entry      0  1  2  |  3  4  .          the dot: see below
     row        0  0  1  |  1  2  3
     device     0  0  0  |  1  1  1
 
-Every device holds a part of the entries, and a copy of all else. It makes the messages
-of its own entries and adds them up by row. Then the devices add their results up (an
-all-reduce), which gives the sum over all entries:
+Every device holds a part of the entries, and a copy of all else: what is computed for
+each node, each computes in full. It makes the messages of its own entries and adds them
+up by row. Then the devices add their results up, which gives the sum over all entries:
 
                     row 0               row 1          row 2
     device 0        messages 0 + 1      message 2      0
@@ -25,10 +27,10 @@ all-reduce), which gives the sum over all entries:
 A softmax over rows takes its maxima in the same way.
 
 Five entries cannot be divided by two, so one is added (the dot). Its row, 3, is one
-past the end: sums and maxima leave it out. What JAX *reads* there is the last row; with
-the last column, that is what the last node's self-loop reads. Without that self-loop,
-no maximum would know the score of the added entry: its exp could be infinite, and in
-the gradient 0 * inf is nan. So such an adjacency is refused.
+past the end: sums and maxima leave it out, and JAX *reads* the last row in its place.
+Its column is the last: so it has the score of the last node's self-loop. A softmax
+subtracts the row's maximum, which is no less only if that self-loop is there; else exp
+could be infinite, and in the gradient 0 * inf is nan. So we refuse an adj without it.
 """
 import jax
 import numpy as np
@@ -38,7 +40,7 @@ from minignn import Sparse
 
 
 def put(array, sharding):
-    """A NumPy array, of which each process hands over its parts, as a JAX array."""
+    """A JAX array of a NumPy array that every process has whole."""
     return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
@@ -73,12 +75,12 @@ def shard_graph(graph, mesh):
     # The axes of jax.make_mesh may be Explicit: each layer would have to say how its
     # results are spread. A Mesh made of the same devices leaves that to JAX.
     mesh = Mesh(mesh.devices, mesh.axis_names)
-    spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))    # over all its axes
+    by_entry = NamedSharding(mesh, PartitionSpec(mesh.axis_names))  # over all its axes
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def place(leaf):
         if isinstance(leaf, Sparse):
-            return shard_matrix(leaf, spread)
+            return shard_matrix(leaf, by_entry)
         return put(np.asarray(leaf), everywhere)
 
     return jax.tree.map(place, graph, is_leaf=lambda leaf: isinstance(leaf, Sparse))

@@ -1,5 +1,6 @@
 """The training of minignn.py, sooner.
 
+    import jax
     from minignn import GCN, GCN_RECIPE, load_graph, train
     from scale.faster import faster
 
@@ -7,11 +8,11 @@
     model = GCN(16, 7)
     train(model, graph, jax.random.key(0), GCN_RECIPE, steps=faster(graph, hops=2))
 
-faster returns steps that do what minignn.adam_steps does, with four differences: they
-compute only what the losses depend on (section 1), sum the entries of a matrix in
-groups (2), draw random numbers that cost less (3), and take ten epochs in one call (4).
-The third draws other numbers than JAX's generator, of the same distribution; the others
-change no number beyond rounding. Nothing in minignn.py knows of this file.
+faster returns steps that do what minignn.adam_steps does, with four differences, made
+for a CPU: they compute only what the losses depend on (section 1), sum the entries of a
+matrix in groups (2), draw random numbers that cost less (3), and take ten epochs in one
+call (4). The masks of dropout are other ones, of the same distribution; else no number
+changes beyond rounding. Nothing in minignn.py knows of this file.
 """
 import dataclasses
 import functools
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.random import define_prng_impl, threefry_prng_impl
 
-from minignn import Graph, Sparse, adam, evaluate, make_sparse, train_step
+from minignn import Sparse, adam, check_aggregate, evaluate, make_sparse, train_step
 
 # 1. The receptive field ---------------------------------------------------------------
 
@@ -41,11 +42,11 @@ def receptive_field(graph, hops, splits=("train",)):
     What is left is nodes 0, 1 and 2, numbered anew, and rows 0 and 1 of the adjacency,
     with the values that they have in the whole graph. Loss and gradient are those of
     the whole graph, dropout's masks aside. (Each layer still runs on all three nodes.
-    What it computes of the others is wrong, and is not used.)
+    What layer 1 computes of 2, and layer 2 of 1 and 2, is wrong, and is not used.)
 
     hops: the number of the model's layers, at least 1. With fewer, the gradient is
-        wrong, and nothing says so.
-    splits: whose nodes the result has; its other splits are empty.
+        wrong, and nothing says so; more cost time.
+    splits: those that the result keeps; its others are empty.
     """
     if hops < 1:
         raise ValueError(f"hops is {hops}: it must be at least 1")
@@ -58,18 +59,19 @@ def receptive_field(graph, hops, splits=("train",)):
     for split in splits:
         needed[np.asarray(getattr(graph, split))] = True
     for _ in range(hops):
-        is_used = needed[rows]                          # entries, in the first layer
+        is_used = needed[rows]                          # which entries
         needed[cols[is_used]] = True
 
+    # is_used is now that of the first layer, which uses all that the later ones do.
     nodes = np.flatnonzero(needed)
     new_number = np.cumsum(needed) - 1                  # of a node that is needed
     adj = make_sparse(new_number[rows[is_used]], new_number[cols[is_used]],
                       values[is_used], (len(nodes), len(nodes)))
     x = graph.x
-    if hasattr(x, "values"):                            # a Sparse, see minignn.dropout
+    if hasattr(x, "values"):                            # a Sparse
         x_rows, x_cols, x_values = map(np.asarray, (x.rows, x.cols, x.values))
-        is_used = needed[x_rows]
-        x = make_sparse(new_number[x_rows[is_used]], x_cols[is_used], x_values[is_used],
+        is_kept = needed[x_rows]
+        x = make_sparse(new_number[x_rows[is_kept]], x_cols[is_kept], x_values[is_kept],
                         (len(nodes), x.shape[1]))
     else:
         x = x[nodes]
@@ -77,8 +79,7 @@ def receptive_field(graph, hops, splits=("train",)):
     for split in splits:
         kept = new_number[np.asarray(getattr(graph, split))]
         renumbered[split] = jnp.asarray(kept, jnp.int32)
-    return Graph(x=x, adj=adj, y=graph.y[nodes], class_names=graph.class_names,
-                 **renumbered)
+    return dataclasses.replace(graph, x=x, adj=adj, y=graph.y[nodes], **renumbered)
 
 
 # 2. Sums in groups of eight -----------------------------------------------------------
@@ -90,13 +91,11 @@ def receptive_field(graph, hops, splits=("train",)):
 #     row      0  0  0  0  0  0  0  0  0  0  1
 #
 # Cut the entries of each row into groups of eight. Where entries are missing, the first
-# of the group is repeated, and all its places share its weight:
+# of the group is repeated, and all its places share its weight (as 0 * inf is nan):
 #
 #     group 0, row 0:   0  1  2  3  4  5  6  7
 #     group 1, row 0:   8  9  8  8  8  8  8  8       each 8 with 1/7 of its weight
 #     group 2, row 1:  10 10 10 10 10 10 10 10       with 1/8
-#
-# (The places that repeat could have the weight 0 instead, but 0 * inf is nan.)
 #
 # The sum of a group is eight products in one expression, which XLA compiles to one loop
 # that stores no message. Only the sums of the groups are added to their rows:
@@ -108,7 +107,7 @@ def receptive_field(graph, hops, splits=("train",)):
 # 18 entries a row, and gain; its adjacency has 5, and can lose.
 
 GROUP = 8
-LEAST = 6       # entries a row, on average, from which on there are groups
+LEAST = 6       # entries a row and a column, on average, from which on there are groups
 
 
 def group(owner, other):
@@ -170,13 +169,12 @@ def sum_groups(weights, h, groups, num_owners):
 #     by w_e:  g_i . h_j, in each head
 #
 # Reverse mode only: JAX cannot push forward through a custom_vjp (jvp, jax.hessian).
-# matrix is a Grouped, below, whose places are (rows, cols, groups by row, groups by
-# column).
+# matrix is a Grouped, below; its index: (rows, cols, groups by row, groups by column).
 
 
 @jax.custom_vjp
 def sum_entries(matrix, weights, h):
-    _, _, by_row, _ = matrix.places
+    _, _, by_row, _ = matrix.index
     return sum_groups(weights, h, by_row, matrix.shape[0])
 
 
@@ -186,16 +184,17 @@ def forward(matrix, weights, h):
 
 def backward(saved, g):
     matrix, weights, h = saved
-    rows, cols, _, by_col = matrix.places
+    rows, cols, _, by_col = matrix.index
 
-    def add_unit(total, unit):                          # one d after the other, so that
-        g_d, h_d = unit                                 # nothing has the size [E, H, D]
-        return total + g_d[rows] * h_d[cols], None      # [n, H], [m, H] -> [E, H]
+    # g_i . h_j, one unit d after the other, so that nothing has the size [E, H, D].
+    def add_unit(total, unit):
+        g_d, h_d = unit                                 # [n, H], [m, H]
+        return total + g_d[rows] * h_d[cols], None      # [E, H]
 
     units = g.transpose(2, 0, 1), h.transpose(2, 0, 1)  # [., H, D] -> [D, ., H]
     by_weight, _ = jax.lax.scan(add_unit, jnp.zeros_like(weights), units)
     by_h = sum_groups(weights, g, by_col, len(h))
-    return None, by_weight, by_h    # None: of the matrix, only its places were used
+    return None, by_weight, by_h    # None: of the matrix, only its index was used
 
 
 sum_entries.defvjp(forward, backward)
@@ -206,24 +205,23 @@ sum_entries.defvjp(forward, backward)
 class Grouped:
     """What minignn.Sparse is, with groups where they pay. grouped(sparse) makes one.
 
-    Rows and columns are no fields: dataclasses.replace cannot change them and leave the
-    groups as they were.
+    Rows and columns are no fields, so that dataclasses.replace cannot change them
+    without the groups.
     """
 
     # (rows, cols, groups by row, groups by column), or (rows, cols) without groups
-    places: tuple
+    index: tuple
     values: jax.Array               # [E] floats
     shape: tuple = dataclasses.field(metadata={"static": True})         # (n, m)
 
-    rows = property(lambda self: self.places[0])        # [E] int32
-    cols = property(lambda self: self.places[1])        # [E] int32
+    rows = property(lambda self: self.index[0])        # [E] int32
+    cols = property(lambda self: self.index[1])        # [E] int32
 
     def aggregate(self, weights, h):
         """As Sparse: [E], [m, k] -> [n, k], or [E, H], [m, H, D] -> [n, H, D]."""
-        plain = Sparse(self.rows, self.cols, self.values, self.shape)
-        if len(self.places) == 2:
-            return plain.aggregate(weights, h)
-        jax.eval_shape(plain.aggregate, weights, h)     # raises what does not fit
+        if len(self.index) == 2:
+            return Sparse(*self.index, self.values, self.shape).aggregate(weights, h)
+        check_aggregate(self, weights, h)
         has_heads = h.ndim == 3
         if not has_heads:
             weights, h = weights[:, None], h[:, None, :]        # one head: H = 1
@@ -232,6 +230,8 @@ class Grouped:
         return out if has_heads else out[:, 0, :]
 
     __matmul__ = Sparse.__matmul__
+    todense = Sparse.todense
+    __array__ = Sparse.__array__
     __repr__ = Sparse.__repr__
 
 
@@ -241,10 +241,10 @@ def grouped(sparse, least=LEAST):
     It has groups if there are, on average, `least` entries to a row and to a column.
     """
     rows, cols = np.asarray(sparse.rows), np.asarray(sparse.cols)
-    places = jnp.asarray(rows), jnp.asarray(cols)
+    index = jnp.asarray(rows), jnp.asarray(cols)
     if len(rows) >= least * max(sparse.shape):
-        places = *places, group(rows, cols), group(cols, rows)
-    return Grouped(places, jnp.asarray(sparse.values), sparse.shape)
+        index = *index, group(rows, cols), group(cols, rows)
+    return Grouped(index, jnp.asarray(sparse.values), sparse.shape)
 
 
 def grouped_graph(graph):
@@ -255,10 +255,10 @@ def grouped_graph(graph):
 
 # 3. Random bits that cost less --------------------------------------------------------
 #
-# JAX makes random number i of a key by a hash of (key, i) that comes from a cipher, and
-# takes a fifth of a plain step for dropout's masks. The hash here is shorter:
+# JAX makes random number i of a key by a hash of (key, i) that comes from a cipher. For
+# dropout's masks, that takes a fifth of a plain step. The hash here is shorter:
 #
-#     word = mix(i + c)        so that neighbours are unlike; c: a constant
+#     word = mix(i + c)        so that i and i + 1 are unlike; c: a constant
 #     word = mix(word ^ a)     a and b: the two halves of the key
 #     word = mix(word ^ b)
 #
@@ -311,15 +311,13 @@ faster_bits = define_prng_impl(
 # 4. Ten epochs in one call ------------------------------------------------------------
 #
 # Each call of a compiled function costs time of its own: its arguments are looked
-# through, another thread takes over, and Python waits for it. On one core, that is a
+# through, a thread of XLA's takes over, and Python waits for it. On one core, that is a
 # quarter or a third of a GCN's epoch on Cora.
 #
 #     adam_steps      step 1, evaluate 1, step 2, evaluate 2, step 3, ...
 #     here            (step 1, evaluate 1, ... step 10, evaluate 10), (step 11, ...
 #
-# Within one call, XLA also computes only once what is the same in all ten epochs. If
-# the recipe's rule stops the training within the ten, the rest, nine at most, was
-# computed for nothing.
+# If the training ends within the ten, the rest, nine at most, was computed for nothing.
 
 BLOCK = 10
 
@@ -339,8 +337,8 @@ def faster(graph, hops):
 
     hops: the number of the model's layers; see receptive_field.
     The steps yield what minignn.adam_steps yields, params as NumPy arrays. The metrics
-    of the test nodes, which no rule may see, are nan. The steps raise ValueError for
-    another graph.
+    of the test nodes, which train does not read, are nan. The steps raise ValueError
+    for any other object than this graph.
     """
     seen_by_steps = grouped_graph(receptive_field(graph, hops))
     seen_by_rule = grouped_graph(receptive_field(graph, hops, ("train", "val")))
@@ -354,13 +352,13 @@ def faster(graph, hops):
         _, params = init_fun(init_rng, graph.x.shape)
         init_adam, _ = adam(recipe.step_size)
         state = init_adam(params)
-        key_data = jax.random.bits(dropout_rng, (2,), "uint32")
+        key_data = jax.random.bits(dropout_rng, (2,), "uint32")     # of any kind of key
         fast_rng = jax.random.wrap_key_data(key_data, impl=faster_bits)
-        for before in range(0, recipe.epochs, BLOCK):
+        for done in range(0, recipe.epochs, BLOCK):
             (params, state), block = run_block(
                 model, params, state, seen_by_steps, seen_by_rule, fast_rng, recipe)
             block = jax.device_get(block)
-            for i in range(min(BLOCK, recipe.epochs - before)):
-                yield before + i + 1, *jax.tree.map(operator.itemgetter(i), block)
+            for i in range(min(BLOCK, recipe.epochs - done)):
+                yield done + i + 1, *jax.tree.map(operator.itemgetter(i), block)
 
     return steps

@@ -240,7 +240,7 @@ def test_a_changed_matrix_sums_by_its_own_places_and_in_the_type_of_the_numbers(
         with pytest.raises(TypeError):
             dataclasses.replace(a, **places)
     mirrored = Sparse(9 - plain.rows, 13 - plain.cols, plain.values, plain.shape)
-    exchanged = dataclasses.replace(a, places=grouped(mirrored, least=0).places)
+    exchanged = dataclasses.replace(a, index=grouped(mirrored, least=0).index)
     leaves_close(sum_and_gradients(exchanged, *given), loop(mirrored, *given), 1e-5)
     dropped, expected = (minignn.dropout(KEY, matrix, 0.25) for matrix in (a, plain))
     close(dropped @ jnp.eye(14), dense(expected), 1e-5)
@@ -263,7 +263,7 @@ def test_what_does_not_fit_is_refused_as_by_the_plain_form():
 
 def test_groups_are_made_where_rows_and_columns_have_six_entries_on_average():
     for shape, has_groups in ((6, 6), True), ((6, 5), False), ((5, 6), False):
-        assert (len(grouped(from_dense(np.ones(shape))).places) == 4) == has_groups
+        assert (len(grouped(from_dense(np.ones(shape))).index) == 4) == has_groups
     plain = odd_matrix()
     close(grouped(plain, least=99) @ jnp.eye(14), dense(plain), 1e-6)
     graph = random_graph(sparse=False)
@@ -395,7 +395,7 @@ def test_steps_see_the_receptive_fields_compile_once_and_take_any_key(caplog):
         return None, some_params(graph, model)
 
     def apply_fun(params, x, adj, rng=None):
-        seen.add((adj.shape[0], len(x.places), len(adj.places), rng is not None))
+        seen.add((adj.shape[0], len(x.index), len(adj.index), rng is not None))
         return model[1](params, x, adj, rng)
 
     def run(rng, graph=graph, **settings):
