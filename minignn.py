@@ -618,7 +618,8 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
         is_progress, is_kept = recipe.rule(history)
         if epoch == 1:                          # progress and kept, whatever the rule
             is_progress = is_kept = True
-            start = time.perf_counter()         # later: the first also compiled
+        if epoch == 10:
+            start = time.perf_counter()         # those before also compiled
         if is_kept:
             kept_params = params
         if is_progress:
@@ -626,9 +627,11 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
         if epoch - last_progress >= recipe.patience:
             break
     if log_every:
-        seconds = (time.perf_counter() - start) / (epoch - 1) if epoch > 1 else math.nan
-        print(f"stopped after epoch {epoch}: last progress at {last_progress}, "
-              f"{1000 * seconds:.1f} ms an epoch")
+        line = f"stopped after epoch {epoch}: last progress at {last_progress}"
+        if epoch > 10:
+            seconds = time.perf_counter() - start
+            line += f", {1000 * seconds / (epoch - 10):.1f} ms an epoch"
+        print(line)
     return kept_params, history
 
 
