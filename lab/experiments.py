@@ -22,7 +22,6 @@ The GAT of the paper, with one change:
     gat                 none, to compare with
     gat-no-attention    the mean: a node gives all its neighbours the same weight
     gat-gcn-weights     the GCN's weights in place of the attention's
-    gatv2               the score of Brody, Alon & Yahav (2022)
     gcn-as-gat          a GCN with the GAT's units, biases, ELU, dropout and recipe
 
 Several models:
@@ -630,7 +629,7 @@ def fair_rows(method, args, results):
 NUMBERS = {"labels": range(1, 21), "depth": range(1, 65), "residual": range(1, 65),
            "homophily": range(101), "noisy": range(51), "lookup": range(2, 65)}
 NAMES = {*CHANGES, *RECIPES, *NUMBERS, "gcn", "gat", "gat-no-attention",
-         "gat-gcn-weights", "gatv2", "gcn-as-gat", "fair", "compare"}
+         "gat-gcn-weights", "gcn-as-gat", "fair", "compare"}
 
 
 def read_flags():
