@@ -246,9 +246,11 @@ def test_a_teacher_checks_a_file(tmp_path, capsys):
     path = tmp_path / "answers.py"
     path.write_text("import jax\nfrom lab.checks import check\nprint('hello')\n"
                     + solution("aggregate") + "check('aggregate', aggregate)\n"
-                    + "def heads(params):\n    return 1\ncheck('heads', heads)\n")
+                    + "def heads(params):\n    return 1\ncheck('heads', heads)\n"
+                    + "1 / 0\n")
     checks.main(path)
-    lines = capsys.readouterr().out.splitlines()
+    stops, *lines = capsys.readouterr().out.splitlines()
+    assert stops == f"{path} stops: ZeroDivisionError: division by zero"
     assert len(lines) == len(checks.EXERCISES)
     assert lines[:2] == ["aggregate: right", "normalisation: not yet"]
     assert lines[5].startswith("heads: TypeError: heads() takes 1 ")
