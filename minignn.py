@@ -315,7 +315,7 @@ def GCN(nhid, nclass, dropout_rate=0.5):
 # paper's h_j is x_j here, its W h_j is h_j.) A high score_ij makes i hear much of j;
 # like W, a is learned from the loss. Where a is 0, all scores are equal, and alpha_ij
 # is 1 / d_i: the sum is the mean. A layer has H such sums side by side, its heads. (Is
-# it worth it? On Cora, a GAT with the GCN's weights for alpha is no less accurate.)
+# it worth it? A GAT with the GCN's weights for alpha is as good on Cora's test papers.)
 
 
 def segment_softmax(scores, rows, num_rows):
