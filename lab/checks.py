@@ -568,7 +568,7 @@ def main(path):
     try:
         with quiet, contextlib.redirect_stdout(io.StringIO()):
             exec(compile(source, path, "exec"), answers)
-    except Exception as error:              # what it defined before is checked
+    except (Exception, SystemExit) as error:    # what it defined before is checked
         print(f"{path} stops: {type(error).__name__}: {error}")
     for name in EXERCISES:
         try:
