@@ -266,6 +266,9 @@ def test_groups_are_made_where_rows_and_columns_have_six_entries_on_average():
         assert (len(grouped(from_dense(np.ones(shape))).index) == 4) == has_groups
     plain = odd_matrix()
     close(grouped(plain, least=99) @ jnp.eye(14), dense(plain), 1e-6)
+    close(grouped(plain).todense(), dense(plain), 0)
+    with pytest.raises(ValueError, match="is no array: say .todense"):
+        np.asarray(grouped(plain))
     graph = random_graph(sparse=False)
     assert faster.grouped_graph(graph).x is graph.x
 
