@@ -8,11 +8,11 @@ its neighbours j, itself among them:
 
     out_i = sum over j of  w_ij h_j             h_j = x_j W, with a learned matrix W
 
-The sum is one function here, aggregate. What makes a layer is where its weights w_ij
-come from. In a GCN (graph convolutional network: Kipf & Welling, ICLR 2017), they
-follow from how many neighbours i and j have. In a GAT (graph attention network:
-Veličković et al., ICLR 2018), a learned part computes them, and they are called alpha.
-adj, the adjacency, says who is whose neighbour; its values are the GCN's weights.
+The sum is one function here, aggregate. Layers differ in where the weights w_ij come
+from. In a GCN (graph convolutional network: Kipf & Welling, ICLR 2017), they follow
+from how many neighbours i and j have. In a GAT (graph attention network: Veličković
+et al., ICLR 2018), a learned part computes them, and they are called alpha. adj, the
+adjacency, says who is whose neighbour; its values are the GCN's weights.
 
     GCN     out = adj.aggregate(adj.values, h)
     GAT     out = adj.aggregate(alpha, h)
@@ -28,27 +28,25 @@ From the data to predictions:
 
 The JAX that it needs, for readers who know NumPy (jnp is JAX's NumPy):
 
-    array       never changes; every operation makes a new one. x.at[i].add(v) is a copy
-                of x with v added at index i
+    array       never changes: x.at[i].add(v) is a copy of x with v added at index i
     key, rng    random numbers are a function of a key: the same key, the same numbers.
-                So no key makes numbers twice. jax.random.split makes several new keys
-                from one; fold_in makes one from a key and a number
+                So no key is used twice. jax.random.split makes several new keys from
+                one; fold_in makes one from a key and a number
     pytree      lists, tuples, dicts and registered classes, nested, with arrays or
-                numbers inside, the leaves. What grad and jit take and give are pytrees.
-                jax.tree.map(f, tree) makes a tree with f(leaf) for each leaf; with
-                several trees of the same form, f gets a leaf of each
-    jax.grad    if f returns one number, grad(f)(params) is its derivative by params: an
-                array for an array, a pytree of the same form for a pytree
+                numbers inside, the leaves. jax.tree.map(f, tree) makes a tree with
+                f(leaf) for each leaf; with several trees of the same form, f gets a
+                leaf of each
+    jax.grad    if f returns one number, grad(f)(params) is its derivative by params, a
+                pytree of the same form
     jax.jit     jit(f) is f, compiled. At the first call, JAX runs f on stand-ins that
                 have a shape but no numbers, and records what it does; later calls run
-                the record. A new shape makes a new record. What an `if` tests, the size
-                of a result, strings and functions cannot be stand-ins: marked static, f
-                gets the value itself, and another value makes a new record
+                the record. A new shape makes a new record. What cannot be a stand-in is
+                marked static: functions, strings, what an `if` tests. f gets its value,
+                and a new value makes a new record
 
 Shapes stand in brackets, [before] -> [after] where a line changes one: N nodes, E
-entries of a matrix, F features, C classes; in section 3, H heads of D units; n, m, k
-are any numbers. check(true, message) raises ValueError(message) if that is not true; it
-and its kin stand at the end.
+entries of a matrix, F features, C classes, H heads of D units; n, m, k are any numbers.
+check(true, message) raises ValueError(message) if that is not true.
 
 Needs jax 0.5, numpy 1.26 and Python 3.11, or later ones. MIT License, the minignn
 developers.
@@ -166,8 +164,8 @@ def normalize_adjacency(edge_index, num_nodes):
     Weights of 1 / d_i would make the sum a mean. With both roots, a node j with a large
     d_j also counts less in every sum, and Â is symmetric (if the edges are).
 
-    edge_index: integers [2, number of edges], sources and targets. A node gathers from
-    the nodes that point at it: an edge from j to i is an entry in row i, column j. An
+    edge_index: integers [2, number of edges], sources and targets. An edge from j to i
+    is an entry in row i, column j: a node hears from those that point at it. An
     undirected edge is listed in both directions; what is listed twice counts once.
     """
     edge_index = np.asarray(edge_index)
@@ -180,13 +178,13 @@ def normalize_adjacency(edge_index, num_nodes):
     cols = np.concatenate([sources, nodes])
 
     # Number the places of the matrix row by row: of 3 columns, row 1, column 2 is 5.
-    # Sorted, equal ones stand together; keep each that is larger than the one before.
-    # (np.unique does this, too, but takes ten times as long.)
+    # Sorted, equal ones stand together; the first of them stays. (np.unique would do,
+    # but takes ten times as long.)
     places = np.sort(rows * num_nodes + cols)
     is_first = np.diff(places, prepend=-1) > 0
-    rows, cols = np.divmod(places[is_first], num_nodes)     # row 1, column 2 again
+    rows, cols = np.divmod(places[is_first], num_nodes)
 
-    degree = np.bincount(rows)                              # entries of each row: [N]
+    degree = np.bincount(rows)                              # [N]
     values = 1 / np.sqrt(degree[rows] * degree[cols])       # [E]
     return make_sparse(rows, cols, values, (num_nodes, num_nodes))
 
@@ -196,8 +194,8 @@ def glorot_uniform(rng, shape, fan_in, fan_out):
 
     An output is a sum of fan_in products: to be as large as its inputs, it needs
     weights of variance 1 / fan_in. A gradient is a sum of fan_out products, and needs
-    1 / fan_out. Uniform numbers have the variance r^2 / 3; this r makes that
-    2 / (fan_in + fan_out), which lies between the two.
+    1 / fan_out. That of uniform weights is r^2 / 3: here 2 / (fan_in + fan_out), which
+    lies between the two.
     """
     check(min(*shape, fan_in, fan_out) >= 1,
           f"weights {list(shape)}: each size must be at least 1")
@@ -213,7 +211,7 @@ def dropout(rng, x, rate):
     check_rate(rate)
     if rng is None or rate == 0:
         return x
-    if hasattr(x, "values"):    # a Sparse, or your own: what is not stored is 0
+    if hasattr(x, "values"):                    # a Sparse: what is not stored is 0
         return dataclasses.replace(x, values=dropout(rng, x.values, rate))
     keep = jax.random.bernoulli(rng, 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0)
@@ -230,15 +228,15 @@ def split_or_none(rng, num):
 #     apply_fun(params, x, adj, rng=None) -> output
 #
 # They remember nothing: the parameters are an argument, and the gradient of a loss is
-# an ordinary derivative. With a key (training), apply_fun uses dropout. Functions whose
-# names begin with a capital letter return such a pair.
+# an ordinary derivative. With a key (training), apply_fun uses dropout. Functions with
+# a capital letter return such a pair.
 
 
 def GraphConvolution(out_dim, bias=False, dropout_rate=0):
     """A layer of the GCN, Â X W: the paper's equation 2 before its activation.
 
     Like a convolution of an image, it shares its parameters: one W serves all nodes.
-    The bias is not in the paper; it is for models of your own.
+    The bias, not in the paper, is for models of your own.
 
     params: (W [F, out_dim],) or (W, b [out_dim]).
     x: [N, F], an array or a Sparse -> [N, out_dim].
@@ -264,10 +262,7 @@ def GraphConvolution(out_dim, bias=False, dropout_rate=0):
 
 
 def chain(layers, activation):
-    """Layers one after the other, with an activation function between them.
-
-    params: a list, those of each layer.
-    """
+    """Layers in a row, with an activation between them. params: a list of theirs."""
 
     def init_fun(rng, input_shape):
         rngs = jax.random.split(rng, len(layers))
@@ -321,8 +316,8 @@ def GCN(nhid, nclass, dropout_rate=0.5):
 def segment_softmax(scores, rows, num_rows):
     """A softmax over the entries of each row (JAX: a segment): [E, H] -> [E, H]."""
     # A softmax does not change if one number is subtracted from all its scores. With
-    # the largest of them, exp cannot overflow. As the number does not matter, it needs
-    # no gradient: stop_gradient makes it a constant (PyTorch: detach).
+    # the largest, exp cannot overflow. As the number does not matter, it needs no
+    # gradient: stop_gradient makes it a constant (PyTorch: detach).
     largest = jax.ops.segment_max(scores, rows, num_rows)   # [E, H] -> [N, H]
     largest = jax.lax.stop_gradient(largest)
     exp = jnp.exp(scores - largest[rows])                   # [E, H]
@@ -333,8 +328,8 @@ def segment_softmax(scores, rows, num_rows):
 def attention(a1, a2, h, adj):
     """The GAT's weights alpha: a1, a2 [H, D], h [N, H, D] -> [E, H].
 
-    Cut a into halves a1 and a2. Then a . [h_i || h_j] = a1 . h_i + a2 . h_j: two
-    numbers for each node, and a sum for each entry of adj. (Its values do not count.)
+    With a in two halves, a . [h_i || h_j] = a1 . h_i + a2 . h_j: two numbers for each
+    node, and their sum for each entry of adj. (Its values do not count.)
     """
     own = jnp.einsum("nhd,hd->nh", h, a1)                   # a1 . h_i, in each head
     neighbour = jnp.einsum("nhd,hd->nh", h, a2)             # a2 . h_j
@@ -348,9 +343,9 @@ def attention(a1, a2, h, adj):
 def MultiHeadLayer(nheads, nhid, dropout_rate, last_layer=False):
     """nheads heads, each with nhid units and its own W, a1 and a2.
 
-    Each can prefer other neighbours; the authors found that with several, learning is
-    more stable. Their outputs stand side by side; those of a last layer, whose units
-    are the classes, are averaged.
+    Each can prefer other neighbours; the authors found learning more stable with
+    several. Their outputs stand side by side; those of a last layer, whose units are
+    the classes, are averaged.
 
     params: (W [F, H*D], a1 [H, D], a2 [H, D], b [H, D]).
     x: [N, F], an array or a Sparse -> [N, H*D], in the last layer [N, D].
@@ -374,7 +369,7 @@ def MultiHeadLayer(nheads, nhid, dropout_rate, last_layer=False):
         x = dropout(x_rng, x, dropout_rate)
         h = (x @ W).reshape(-1, nheads, nhid)               # [N, F] -> [N, H, D]
         alpha = attention(a1, a2, h, adj)                   # w_ij = alpha_ij: [E, H]
-        # In each step of the training, each head hears a random part of the neighbours.
+        # In each step, each head hears a random part of the neighbours.
         alpha = dropout(alpha_rng, alpha, dropout_rate)
         # Not in the paper, but in its authors' code: dropout of h, and the bias b.
         h = dropout(h_rng, h, dropout_rate)
@@ -395,8 +390,8 @@ def GraphAttentionLayer(out_dim, dropout_rate):
 def GAT(nheads, nhid, nclass, dropout_rate=0.6):
     """The GAT: layers of heads, ELU between them. For Cora, GAT([8, 1], [8], 7).
 
-    nheads: the heads of each layer. nhid: the units of a head, in each layer but the
-    last, where they are nclass.
+    nheads: the heads of each layer. nhid: the units of a head, in each but the last
+    layer, which has nclass.
     x: [N, F], an array or a Sparse -> logits [N, C], C = nclass.
     """
     check(np.ndim(nheads) == np.ndim(nhid) == 1 and len(nheads) == len(nhid) + 1,
@@ -427,8 +422,8 @@ def cross_entropy(logits, labels):
     """
     check_shape("labels", labels, logits.shape[:1])
     num_nodes, num_classes = logits.shape
-    # -1 would be read as the last class, and compiled code cannot simply raise. So what
-    # is no class is read as class 0, and multiplied by nan.
+    # -1 would be read as the last class, and compiled code cannot simply raise: what is
+    # no class is read as class 0, and multiplied by nan.
     is_class = (labels >= 0) & (labels < num_classes)
     classes = jnp.where(is_class, labels, 0)
     log_p = log_softmax(logits)[jnp.arange(num_nodes), classes]             # [n]
@@ -471,8 +466,8 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
         v = jax.tree.map(lambda mean, grad: b2 * mean + (1 - b2) * grad ** 2, v, grads)
 
         def move(param, m, v):
-            # Both began at 0, and so are too small at first: if the gradient were
-            # always g, m would be (1 - b1^t) g after t steps.
+            # Both began at 0, and are too small at first: of a gradient that stays g,
+            # m would be (1 - b1^t) g after t steps.
             m_hat = m / (1 - b1 ** t)
             v_hat = v / (1 - b2 ** t)
             return param - step_size * m_hat / (jnp.sqrt(v_hat) + eps)
@@ -485,15 +480,15 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 # 6. Training --------------------------------------------------------------------------
 #
 # An epoch is one step, on all training nodes. After each, train (below) appends to the
-# history, {"val_loss": [1.94, 1.93, ...], ...}, and asks a rule two questions: was this
-# progress, and are these params to be kept? After `patience` epochs without progress,
-# training stops; the params kept last are the result.
+# history, {"val_loss": [1.94, 1.93, ...], ...}, and asks a rule: was this progress, and
+# are these params to be kept? After `patience` epochs without progress, training stops;
+# the params kept last are the result.
 
 
 def loss_rule(history):
-    """The GCN paper's, as read here: a new lowest validation loss is progress.
+    """The GCN paper's: a new lowest validation loss is progress.
 
-    Which params to keep, the paper does not say: here, those of the last epoch.
+    Which params to keep, it does not say: here, those of the last epoch.
     """
     *before, loss = history["val_loss"]
     is_progress = loss < min(before, default=math.inf)
@@ -503,7 +498,7 @@ def loss_rule(history):
 def loss_or_accuracy_rule(history):
     """The GAT paper's: the best validation loss or accuracy so far is progress.
 
-    As in its authors' code, so is a tie. Params are kept if both are at their best.
+    So is a tie; params are kept if both are at their best (as in its authors' code).
     """
     losses, accuracies = history["val_loss"], history["val_accuracy"]
     is_lowest = losses[-1] == min(losses)
@@ -524,8 +519,8 @@ class Recipe:
     rule: Callable = static()           # loss_rule, say
 
 
-# The papers' settings for Cora; the most epochs of the GAT are its authors' code's. The
-# GCN penalises its first layer only, which has 22,928 of the 23,040 parameters.
+# The papers' settings for Cora; 100,000 is the GAT's authors' code's. The GCN penalises
+# its first layer only, which has 22,928 of the 23,040 parameters.
 GCN_RECIPE = Recipe(step_size=0.01, weight_decay=5e-4, penalise_all=False,
                     epochs=200, rule=loss_rule, patience=10)
 GAT_RECIPE = Recipe(step_size=0.005, weight_decay=5e-4, penalise_all=True,
@@ -536,7 +531,7 @@ def predict(model, params, graph, rng=None):
     """The model's logits for all nodes: [N, C]. A key turns dropout on."""
     _, apply_fun = model
     logits = apply_fun(params, graph.x, graph.adj, rng)
-    # For a row past the end, JAX gives the last one and no error: see that none lacks.
+    # For a row past the end, JAX gives the last, without an error: see that none lacks.
     check_shape("logits [labels, classes]", logits,
                 (len(graph.y), len(graph.class_names)))
     return logits
@@ -566,7 +561,7 @@ def train_step(model, params, state, graph, rng, recipe):
 
 @functools.partial(jax.jit, static_argnames="model")
 def evaluate(model, params, graph):
-    """Loss (without penalty) and accuracy of each split -> a dict, train_loss, ...
+    """Loss (without penalty) and accuracy -> {"train_loss": ..., ...}
 
     Those of a split without nodes are nan.
     """
@@ -594,9 +589,8 @@ def adam_steps(model, graph, rng, recipe):
 def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
     """Take steps until the recipe says stop -> (params, history).
 
-    log_every: the number of epochs from one printed line to the next, 0 for silence.
-    steps: a function like adam_steps, for epochs 1, 2, ...; your own can have another
-    optimizer or loss.
+    log_every: print a line every so many epochs, or at 0 nothing.
+    steps: a function like adam_steps; your own can have another optimizer or loss.
     history: a dict of lists, a number for each epoch.
     Raises ValueError for arguments that do not fit, FloatingPointError if the training
     or validation loss is infinite or nan.
@@ -663,10 +657,8 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     edge_index: integers [2, number of edges], see normalize_adjacency.
     y: integers [N], the class of each node, from 0; -1 for none.
     train_mask, val_mask, test_mask: booleans [N].
-    class_names: C strings; without them, "0", "1", ... up to the largest class, which
-        then must be below N.
-    normalize: divide each row of x by its sum, so that a paper with many words counts
-        no more than one with few.
+    class_names: C strings; without them, "0", "1", ..., and classes must be below N.
+    normalize: divide each row of x by its sum: a long paper counts as a short one does.
     Raises ValueError that says what is wrong, and where.
     """
     x, y, edge_index = np.asarray(x), np.asarray(y), np.asarray(edge_index)
@@ -789,11 +781,5 @@ def check_training(graph, rng, recipe):
           "dataclasses.replace(graph, val=graph.train) lets train's")
 
 
-# What to copy, with the imports, for a GCN or a GAT in a file of your own. Statements
-# that begin with check can be deleted.
-#
-#     the graph       section 1; normalize_adjacency; section 7
-#     for layers      glorot_uniform, dropout, split_or_none, chain
-#     a GCN           GraphConvolution, GCN
-#     or a GAT        segment_softmax, attention, MultiHeadLayer, GAT
-#     its training    sections 4, 5 and 6
+# What to copy for a file of your own: for a GCN, all but section 3; for a GAT, all but
+# GraphConvolution and GCN. Statements that begin with check can be deleted.
