@@ -557,11 +557,10 @@ def test_the_gradient_of_the_loss_is_softmax_minus_one_hot():
         close(gradient, (softmax - one_hot) / 4, 1e-12)
 
 
-def test_a_label_that_is_no_class_makes_loss_and_gradient_nan():
-    loss_and_gradient = jax.jit(jax.value_and_grad(cross_entropy))
+def test_a_label_that_is_no_class_makes_the_loss_nan():
     for label in -1, 3:
-        loss, gradient = loss_and_gradient(normal(4, 3), np.array([0, 2, label, 1]))
-        assert np.isnan(loss) and np.isnan(gradient).any()
+        labels = np.array([0, 2, label, 1])
+        assert np.isnan(jax.jit(cross_entropy)(normal(4, 3), labels))
 
 
 def test_labels_of_another_shape_are_refused():
@@ -777,7 +776,7 @@ def test_the_metrics_of_a_split_without_nodes_are_nan():
 BAD_TRAININGS = {
     "train is empty: there is no node": {"train": jnp.zeros(0, int)},
     "val is empty: no node decides when to stop; "
-    "dataclasses.replace(graph, val=graph.train) lets": {"val": jnp.zeros(0, int)},
+    "dataclasses.replace(graph, val=graph.train) takes": {"val": jnp.zeros(0, int)},
     "train[1] is 6: nodes are 0 to 5": {"train": jnp.array([0, 6])},
     "val[0] is -1: nodes are 0 to 5": {"val": jnp.array([-1, 3])},
     "test[0] is 9: nodes are 0 to 5": {"test": jnp.array([9])},
