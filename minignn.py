@@ -97,10 +97,8 @@ class Sparse:
         weights: [E], h: [m, k] -> [n, k]. Or H such sums at once:
         weights: [E, H], h: [m, H, D] -> [n, H, D].
         """
-        if not isinstance(h, jax.Array):
-            h = jnp.asarray(np.asarray(h))      # for a Sparse, see __array__ below
         check_aggregate(self, weights, h)
-        h_of_entry = h[self.cols]                       # [m, k] -> [E, k]
+        h_of_entry = jnp.asarray(h)[self.cols]          # [m, k] -> [E, k]
         messages = weights[..., None] * h_of_entry      # [E, 1] * [E, k]
         # The same as: for e in range(E): out[rows[e]] += messages[e]
         return jax.ops.segment_sum(messages, self.rows, self.shape[0])  # [n, k]
@@ -741,10 +739,11 @@ def check_array(name, array, kind, shape):
 
 def check_aggregate(matrix, weights, h):
     E, (_, m) = len(matrix.rows), matrix.shape
-    weights_fit = weights.shape == (E, *h.shape[1:-1])          # [E] or [E, H]
-    check(h.ndim in (2, 3) and len(h) == m and weights_fit,
-          f"{matrix} cannot sum weights {list(weights.shape)}, h {list(h.shape)}: "
-          f"they must be [{E}] and [{m}, k], or [{E}, H] and [{m}, H, D]")
+    is_right = (np.ndim(h) in (2, 3) and len(h) == m
+                and np.shape(weights) == (E, *np.shape(h)[1:-1]))
+    check(is_right, f"{matrix} cannot sum weights {list(np.shape(weights))}, h "
+          f"{list(np.shape(h))}: they must be [{E}] and [{m}, k], or [{E}, H] and "
+          f"[{m}, H, D]")
 
 
 def check_shape(name, array, shape):

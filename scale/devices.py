@@ -12,13 +12,14 @@ JAX compiles one program for all devices and adds the communication that it need
 
 How it works, for the five entries of a 3 by 3 matrix on two devices:
 
-    entry      0  1  2  |  3  4  .          the dot: see below
+    entry      0  1  2  |  3  4  .          the dot: added, so that both have three
     row        0  0  1  |  1  2  3
     device     0  0  0  |  1  1  1
 
 Every device holds a part of the entries, and a copy of all else: what is computed for
-each node, each computes in full. It makes the messages of its own entries and adds them
-up by row. Then the devices add their results up, which gives the sum over all entries:
+the nodes, every device computes in full. It makes the messages of its own entries and
+adds them up by row. Then the devices add their results up, which gives the sum over all
+entries:
 
                     row 0               row 1          row 2
     device 0        messages 0 + 1      message 2      0
@@ -26,11 +27,12 @@ up by row. Then the devices add their results up, which gives the sum over all e
 
 A softmax over rows takes its maxima in the same way.
 
-Five entries cannot be divided by two, so one is added (the dot). Its row, 3, is one
-past the end: sums and maxima leave it out, and JAX *reads* the last row in its place.
-Its column is the last: so it has the score of the last node's self-loop. A softmax
-subtracts the row's maximum, which is no less only if that self-loop is there; else exp
-could be infinite, and in the gradient 0 * inf is nan. So we refuse an adj without it.
+Row 3 of the added entry is one past the end: sums and maxima leave it out, and JAX
+*reads* the last row in its place. Its column is the last, so that it has the score of
+the last node's self-loop. A softmax takes exp(score - the largest of the row). With
+that self-loop in the row, the largest is at least this score, and exp at most 1.
+Without it, exp could be infinite, and in the gradient 0 * inf is nan. So we refuse an
+adj without it, as only a hand-made one can be.
 """
 import jax
 import numpy as np
@@ -47,6 +49,7 @@ def put(array, sharding):
 def shard_matrix(matrix, sharding):
     """A matrix as a Sparse whose entries are spread over the devices of `sharding`."""
     n, m = matrix.shape
+    # As many more as make their number a multiple of the number of devices.
     missing = -len(matrix.values) % sharding.mesh.size
 
     def spread(array, fill):

@@ -11,8 +11,9 @@
 faster returns steps that do what minignn.adam_steps does, with four differences, made
 for a CPU: they compute only what the losses depend on (section 1), sum the entries of a
 matrix in groups (2), draw random numbers that cost less (3), and take ten epochs in one
-call (4). The masks of dropout are other ones, of the same distribution; else no number
-changes beyond rounding. Nothing in minignn.py knows of this file.
+call (4). The masks of dropout are other ones, of the same distribution, and the metrics
+of the test nodes, which train does not read, are nan; else no number changes beyond
+rounding.
 """
 import dataclasses
 import functools
@@ -45,7 +46,7 @@ def receptive_field(graph, hops, splits=("train",)):
     What layer 1 computes of 2, and layer 2 of 1 and 2, is wrong, and is not used.)
 
     hops: the number of the model's layers, at least 1. With fewer, the gradient is
-        wrong, and nothing says so; more cost time.
+        wrong, and nothing says so; with more, it is right, but takes longer.
     splits: those that the result keeps; its others are empty.
     """
     if hops < 1:
@@ -91,23 +92,22 @@ def receptive_field(graph, hops, splits=("train",)):
 #     row      0  0  0  0  0  0  0  0  0  0  1
 #
 # Cut the entries of each row into groups of eight. Where entries are missing, the first
-# of the group is repeated, and all its places share its weight (as 0 * inf is nan):
+# of the group is repeated, and all its places share its weight. (A weight of 0 for the
+# others would not do: where h is infinite, 0 * h is nan.)
 #
 #     group 0, row 0:   0  1  2  3  4  5  6  7
 #     group 1, row 0:   8  9  8  8  8  8  8  8       each 8 with 1/7 of its weight
 #     group 2, row 1:  10 10 10 10 10 10 10 10       with 1/8
 #
 # The sum of a group is eight products in one expression, which XLA compiles to one loop
-# that stores no message. Only the sums of the groups are added to their rows:
-#
-#     out_i = the sum over the groups of row i, and over the eight places of each, of
-#             share * w_e h_e          e: the entry in that place; h_e: h[cols[e]]
+# that stores no message. Only the sums of the groups are added to their rows. (The
+# gradient by h does the same with columns in place of rows.)
 #
 # On a CPU, that pays where most places have an entry of their own. Cora's features have
 # 18 entries a row, and gain; its adjacency has 5, and can lose.
 
 GROUP = 8
-LEAST = 6       # entries a row and a column, on average, from which on there are groups
+MIN_ENTRIES = 6     # of a row and of a column, on average, from which on groups pay
 
 
 def group(owner, other):
@@ -118,13 +118,14 @@ def group(owner, other):
     each place has [8, G]; the `other` of each [8, G]; the owner of each group [G].
     """
     num = len(owner)
-    # The entries by owner. Sorting owner * E + entry is a stable argsort, only quicker.
-    order = np.sort(owner.astype(np.int64) * num + np.arange(num)) % num
+    order = np.argsort(owner, kind="stable")            # the entries, by owner
     count = np.bincount(owner)                          # entries of each owner
     start = np.cumsum(count) - count                    # the first of them, in `order`
-    place = np.arange(num) - np.repeat(start, count)    # 0, 1, 2, ... within each owner
-    place = place % GROUP                               # 0 to 7, within each group
-    number = np.cumsum(place == 0) - 1                  # of the group: 0 to G - 1
+    # Of each entry in `order`: 0, 1, 2, ... within its owner; 0 to 7 within its group;
+    # the number of its group, 0 to G - 1.
+    place = np.arange(num) - np.repeat(start, count)
+    place = place % GROUP
+    number = np.cumsum(place == 0) - 1
 
     first = order[place == 0]                           # of each group: [G]
     entries = np.tile(first, (GROUP, 1))
@@ -141,10 +142,10 @@ def group(owner, other):
 def stored(h):
     """h itself, but computed once and stored.
 
-    XLA would fuse what h is computed from into what reads it. Row j of h would then be
-    computed anew for each entry that reads it. It does not fuse a scatter, such as this
-    one, which sets row j to row j. (On a CPU, a jax.lax.optimization_barrier is gone
-    before anything is fused.)
+    XLA would fuse the computation of h into the loop that reads it, and compute row j
+    anew for each entry that reads it. It does not fuse a scatter; this one sets row j
+    to row j. (On a CPU, a jax.lax.optimization_barrier is gone before anything is
+    fused.)
     """
     rows = jnp.arange(len(h))
     return jnp.zeros_like(h).at[rows].set(h, unique_indices=True)
@@ -153,13 +154,64 @@ def stored(h):
 def sum_groups(weights, h, groups, num_owners):
     """Sums of weights[e] * h[other] by owner: [E, H], [m, H, D] -> [n, H, D]."""
     entries, share, other, owner = groups
-    share = share.astype(weights.dtype)[:, :, None]
+    share = share.astype(weights.dtype)[:, :, None]     # bfloat16 stays bfloat16
     weights = share * weights[entries]                  # [E, H] -> [8, G, H]
     h = stored(h)
     total = 0
-    for k in range(GROUP):                              # -> [G, H, D], in one loop
+    for k in range(GROUP):              # [G, H, D]; of the eight, XLA makes one loop
         total = total + weights[k][:, :, None] * h[other[k]]
     return jax.ops.segment_sum(total, owner, num_owners)            # -> [n, H, D]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Grouped:
+    """Used as a minignn.Sparse is. grouped(sparse) makes one.
+
+    Rows and columns are no fields, so that dataclasses.replace cannot change them
+    without the groups.
+    """
+
+    index: tuple                    # (rows, cols, groups by row, groups by column)
+    values: jax.Array               # [E] floats
+    shape: tuple = dataclasses.field(metadata={"static": True})         # (n, m)
+
+    rows = property(lambda self: self.index[0])        # [E] int32
+    cols = property(lambda self: self.index[1])        # [E] int32
+
+    def aggregate(self, weights, h):
+        """As Sparse: [E], [m, k] -> [n, k], or [E, H], [m, H, D] -> [n, H, D]."""
+        check_aggregate(self, weights, h)
+        h = jnp.asarray(h)
+        has_heads = h.ndim == 3
+        if not has_heads:
+            weights, h = weights[:, None], h[:, None, :]        # one head: H = 1
+        # For calls outside of jit: there, each of the eight products would be stored.
+        out = jax.jit(sum_entries)(self, weights, h)
+        return out if has_heads else out[:, 0, :]
+
+    __matmul__ = Sparse.__matmul__
+    todense = Sparse.todense
+    __array__ = Sparse.__array__
+    __repr__ = Sparse.__repr__
+
+
+def grouped(sparse):
+    """A Sparse as a Grouped."""
+    rows, cols = np.asarray(sparse.rows), np.asarray(sparse.cols)
+    index = sparse.rows, sparse.cols, group(rows, cols), group(cols, rows)
+    return Grouped(index, sparse.values, sparse.shape)
+
+
+def grouped_graph(graph):
+    """The same Graph, its matrices as Grouped where groups pay."""
+    def where_it_pays(x):
+        is_sparse = hasattr(x, "values")
+        pays = is_sparse and len(x.values) >= MIN_ENTRIES * max(x.shape)
+        return grouped(x) if pays else x
+
+    return dataclasses.replace(
+        graph, x=where_it_pays(graph.x), adj=where_it_pays(graph.adj))
 
 
 # The gradient that JAX would derive goes entry by entry again, so it is written here.
@@ -169,7 +221,6 @@ def sum_groups(weights, h, groups, num_owners):
 #     by w_e:  g_i . h_j, in each head
 #
 # Reverse mode only: JAX cannot push forward through a custom_vjp (jvp, jax.hessian).
-# matrix is a Grouped, below; its index: (rows, cols, groups by row, groups by column).
 
 
 @jax.custom_vjp
@@ -192,65 +243,12 @@ def backward(saved, g):
         return total + g_d[rows] * h_d[cols], None      # [E, H]
 
     units = g.transpose(2, 0, 1), h.transpose(2, 0, 1)  # [., H, D] -> [D, ., H]
-    by_weight, _ = jax.lax.scan(add_unit, jnp.zeros_like(weights), units)
-    by_h = sum_groups(weights, g, by_col, len(h))
-    return None, by_weight, by_h    # None: of the matrix, only its index was used
+    grad_weights, _ = jax.lax.scan(add_unit, jnp.zeros_like(weights), units)
+    grad_h = sum_groups(weights, g, by_col, len(h))
+    return None, grad_weights, grad_h       # None: what matrix holds has no part in it
 
 
 sum_entries.defvjp(forward, backward)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
-class Grouped:
-    """What minignn.Sparse is, with groups where they pay. grouped(sparse) makes one.
-
-    Rows and columns are no fields, so that dataclasses.replace cannot change them
-    without the groups.
-    """
-
-    # (rows, cols, groups by row, groups by column), or (rows, cols) without groups
-    index: tuple
-    values: jax.Array               # [E] floats
-    shape: tuple = dataclasses.field(metadata={"static": True})         # (n, m)
-
-    rows = property(lambda self: self.index[0])        # [E] int32
-    cols = property(lambda self: self.index[1])        # [E] int32
-
-    def aggregate(self, weights, h):
-        """As Sparse: [E], [m, k] -> [n, k], or [E, H], [m, H, D] -> [n, H, D]."""
-        if len(self.index) == 2:
-            return Sparse(*self.index, self.values, self.shape).aggregate(weights, h)
-        check_aggregate(self, weights, h)
-        has_heads = h.ndim == 3
-        if not has_heads:
-            weights, h = weights[:, None], h[:, None, :]        # one head: H = 1
-        # Not compiled, it would store each of the eight products.
-        out = jax.jit(sum_entries)(self, weights, h)
-        return out if has_heads else out[:, 0, :]
-
-    __matmul__ = Sparse.__matmul__
-    todense = Sparse.todense
-    __array__ = Sparse.__array__
-    __repr__ = Sparse.__repr__
-
-
-def grouped(sparse, least=LEAST):
-    """A Sparse as a Grouped.
-
-    It has groups if there are, on average, `least` entries to a row and to a column.
-    """
-    rows, cols = np.asarray(sparse.rows), np.asarray(sparse.cols)
-    index = jnp.asarray(rows), jnp.asarray(cols)
-    if len(rows) >= least * max(sparse.shape):
-        index = *index, group(rows, cols), group(cols, rows)
-    return Grouped(index, jnp.asarray(sparse.values), sparse.shape)
-
-
-def grouped_graph(graph):
-    """The same Graph with its matrices as Grouped; an x that is an array stays."""
-    x = grouped(graph.x) if hasattr(graph.x, "values") else graph.x
-    return dataclasses.replace(graph, x=x, adj=grouped(graph.adj))
 
 
 # 3. Random bits that cost less --------------------------------------------------------
@@ -267,9 +265,9 @@ def grouped_graph(graph):
 #
 #     mix(1) = 0x042741D6    mix(2) = 0xF1DFE8E9    mix(3) = 0xC0F0B547
 #
-# The counter is hashed before the key enters. Otherwise, the words of the keys (a, b)
-# and (a ^ d, b) would be the same words in other places: i and i ^ d. The constant c is
-# there because mix(0) is 0: without it, word 0 of the key (0, 0) would be 0.
+# The counter is hashed before the key enters. Otherwise, for any d, word i of the key
+# (a, b) would be word i ^ d of the key (a ^ d, b). The constant c is there because
+# mix(0) is 0: without it, word 0 of the key (0, 0) would be 0.
 
 
 def mix(word):
@@ -323,11 +321,11 @@ BLOCK = 10
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def run_block(model, params, state, seen_by_steps, seen_by_rule, rng, recipe):
+def run_block(model, params, state, step_graph, rule_graph, rng, recipe):
     """Ten epochs -> (params, state) after, and (params, metrics) of each: [10, ...]."""
     def run_epoch(carry, _):
-        params, state = train_step(model, *carry, seen_by_steps, rng, recipe)
-        return (params, state), (params, evaluate(model, params, seen_by_rule))
+        params, state = train_step(model, *carry, step_graph, rng, recipe)
+        return (params, state), (params, evaluate(model, params, rule_graph))
 
     return jax.lax.scan(run_epoch, (params, state), length=BLOCK)
 
@@ -336,12 +334,11 @@ def faster(graph, hops):
     """Steps for train(model, graph, ..., steps=faster(graph, hops)), on this graph.
 
     hops: the number of the model's layers; see receptive_field.
-    The steps yield what minignn.adam_steps yields, params as NumPy arrays. The metrics
-    of the test nodes, which train does not read, are nan. The steps raise ValueError
-    for any other object than this graph.
+    The steps yield what minignn.adam_steps yields, params as NumPy arrays. They raise
+    ValueError for any other object than this graph.
     """
-    seen_by_steps = grouped_graph(receptive_field(graph, hops))
-    seen_by_rule = grouped_graph(receptive_field(graph, hops, ("train", "val")))
+    step_graph = grouped_graph(receptive_field(graph, hops))
+    rule_graph = grouped_graph(receptive_field(graph, hops, ("train", "val")))
 
     def steps(model, train_graph, rng, recipe):
         if train_graph is not graph:
@@ -352,13 +349,14 @@ def faster(graph, hops):
         _, params = init_fun(init_rng, graph.x.shape)
         init_adam, _ = adam(recipe.step_size)
         state = init_adam(params)
-        key_data = jax.random.bits(dropout_rng, (2,), "uint32")     # of any kind of key
+        key_data = jax.random.bits(dropout_rng, (2,), "uint32")     # of any kind
         fast_rng = jax.random.wrap_key_data(key_data, impl=faster_bits)
         for done in range(0, recipe.epochs, BLOCK):
             (params, state), block = run_block(
-                model, params, state, seen_by_steps, seen_by_rule, fast_rng, recipe)
+                model, params, state, step_graph, rule_graph, fast_rng, recipe)
             block = jax.device_get(block)
             for i in range(min(BLOCK, recipe.epochs - done)):
-                yield done + i + 1, *jax.tree.map(operator.itemgetter(i), block)
+                params_i, metrics_i = jax.tree.map(operator.itemgetter(i), block)
+                yield done + i + 1, params_i, metrics_i
 
     return steps

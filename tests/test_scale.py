@@ -100,7 +100,7 @@ def test_its_gradient_in_groups_is_the_plain_one_on_the_whole_graph(tolerance):
     graph = random_graph()
     params = some_params(graph)
     part = receptive_field(graph, 2)
-    x, adj = grouped(part.x, least=0), grouped(part.adj, least=0)
+    x, adj = grouped(part.x), grouped(part.adj)
     part = dataclasses.replace(part, x=x, adj=adj)
     expected = gradient_and_logits(params, graph)
     leaves_close(gradient_and_logits(params, part), expected, tolerance)
@@ -171,7 +171,7 @@ def test_groups_of_the_worked_example():
 @pytest.mark.parametrize("counts", [COUNTS, [0, 0, 0]], ids=str)
 def test_sum_product_and_gradients_are_those_of_a_loop(counts, tolerance):
     plain = odd_matrix(counts)
-    a, (weights, h, g) = grouped(plain, least=0), arguments(plain)
+    a, (weights, h, g) = grouped(plain), arguments(plain)
     several = np.array([1, -3], h.dtype)
     outs = jax.vmap(sum_and_gradients, (None, 2, 0, None))(
         a, weights[:, :, None] * several, several[:, None, None, None] * h, g)
@@ -188,7 +188,7 @@ def test_sum_product_and_gradients_are_those_of_a_loop(counts, tolerance):
 def test_reverse_mode_differentiates_twice_and_forward_mode_raises():
     with x64():
         plain = odd_matrix()
-        a, (*both, _) = grouped(plain, least=0), arguments(plain)
+        a, (*both, _) = grouped(plain), arguments(plain)
 
         def loss(a, weights, h):
             return jnp.tanh(a.aggregate(weights, h)).sum()
@@ -201,7 +201,7 @@ def test_reverse_mode_differentiates_twice_and_forward_mode_raises():
 
 def test_a_row_reads_nothing_but_its_entries_and_infinite_numbers_stay_infinite():
     plain = odd_matrix()
-    a, (weights, h, g) = grouped(plain, least=0), arguments(plain)
+    a, (weights, h, g) = grouped(plain), arguments(plain)
 
     def only(chosen, array, number):    # nan wherever nothing may be read
         array = np.full_like(array, np.nan)
@@ -235,12 +235,12 @@ def test_no_array_has_a_number_for_each_entry_head_and_unit():
 
 def test_a_changed_matrix_sums_by_its_own_places_and_in_the_type_of_the_numbers():
     plain = odd_matrix()
-    a, given = grouped(plain, least=0), arguments(plain)
+    a, given = grouped(plain), arguments(plain)
     for places in {"rows": a.cols}, {"cols": a.rows}:
         with pytest.raises(TypeError):
             dataclasses.replace(a, **places)
     mirrored = Sparse(9 - plain.rows, 13 - plain.cols, plain.values, plain.shape)
-    exchanged = dataclasses.replace(a, index=grouped(mirrored, least=0).index)
+    exchanged = dataclasses.replace(a, index=grouped(mirrored).index)
     leaves_close(sum_and_gradients(exchanged, *given), loop(mirrored, *given), 1e-5)
     dropped, expected = (minignn.dropout(KEY, matrix, 0.25) for matrix in (a, plain))
     close(dropped @ jnp.eye(14), dense(expected), 1e-5)
@@ -256,21 +256,27 @@ def test_what_does_not_fit_is_refused_as_by_the_plain_form():
         given = [np.ones(shape) for shape in shapes]
         with pytest.raises(ValueError, match="cannot sum weights") as error:
             plain.aggregate(*given)
-        for least in 0, 99:                             # with groups, and without
-            with pytest.raises(ValueError, match=re.escape(str(error.value))):
-                grouped(plain, least).aggregate(*given)
+        with pytest.raises(ValueError, match=re.escape(str(error.value))):
+            grouped(plain).aggregate(*given)
 
 
 def test_groups_are_made_where_rows_and_columns_have_six_entries_on_average():
-    for shape, has_groups in ((6, 6), True), ((6, 5), False), ((5, 6), False):
-        assert (len(grouped(from_dense(np.ones(shape))).index) == 4) == has_groups
-    plain = odd_matrix()
-    close(grouped(plain, least=99) @ jnp.eye(14), dense(plain), 1e-6)
-    close(grouped(plain).todense(), dense(plain), 0)
-    with pytest.raises(ValueError, match="is no array: say .todense"):
-        np.asarray(grouped(plain))
+    graph = random_graph()
+    for shape, pays in ((6, 6), True), ((6, 5), False), ((5, 6), False):
+        x = from_dense(np.ones(shape))
+        changed = faster.grouped_graph(dataclasses.replace(graph, x=x, adj=x))
+        kind = faster.Grouped if pays else Sparse
+        assert type(changed.x) is type(changed.adj) is kind
     graph = random_graph(sparse=False)
     assert faster.grouped_graph(graph).x is graph.x
+
+
+def test_what_else_a_sparse_does():
+    plain = odd_matrix()
+    close(grouped(plain).todense(), dense(plain), 0)
+    for no_array in lambda a: np.asarray(a), lambda a: a @ a:
+        with pytest.raises(ValueError, match="is no array: say .todense"):
+            no_array(grouped(plain))
 
 
 # 3. Random bits that cost less --------------------------------------------------------
@@ -398,7 +404,7 @@ def test_steps_see_the_receptive_fields_compile_once_and_take_any_key(caplog):
         return None, some_params(graph, model)
 
     def apply_fun(params, x, adj, rng=None):
-        seen.add((adj.shape[0], len(x.index), len(adj.index), rng is not None))
+        seen.add((adj.shape[0], type(x), type(adj), rng is not None))
         return model[1](params, x, adj, rng)
 
     def run(rng, graph=graph, **settings):
@@ -413,7 +419,8 @@ def test_steps_see_the_receptive_fields_compile_once_and_take_any_key(caplog):
     assert len(list(filter(is_compiled, caplog.messages))) == 1
     by_steps = receptive_field(graph, 2).adj.shape[0]
     by_rule = receptive_field(graph, 2, ("train", "val")).adj.shape[0]
-    assert seen == {(by_steps, 4, 2, True), (by_rule, 4, 2, False)}
+    assert seen == {(by_steps, faster.Grouped, Sparse, True),
+                    (by_rule, faster.Grouped, Sparse, False)}
 
     epochs, params, metrics = zip(*runs[0])
     assert epochs == tuple(range(1, 14))
