@@ -4,6 +4,7 @@
     from minignn import load_graph
     from scale.devices import shard_graph
 
+    # With several processes, jax.distributed.initialize() comes first.
     mesh = jax.make_mesh((jax.device_count(),), ("edges",))
     graph = shard_graph(load_graph(), mesh)         # and then train as usual
 
@@ -27,12 +28,12 @@ entries:
 
 A softmax over rows takes its maxima in the same way.
 
-Row 3 of the added entry is one past the end: sums and maxima leave it out, and JAX
-*reads* the last row in its place. Its column is the last, so that it has the score of
-the last node's self-loop. A softmax takes exp(score - the largest of the row). With
-that self-loop in the row, the largest is at least this score, and exp at most 1.
-Without it, exp could be infinite, and in the gradient 0 * inf is nan. So we refuse an
-adj without it, as only a hand-made one can be.
+The added entry has row 3, one past the end. Sums and maxima leave it out; but where row
+3 of an array is *read*, JAX gives the last row. Its column is the last, too: so in a
+GAT, its score is that of the last node's self-loop. A softmax takes exp(score - the
+largest of the row). With that self-loop in the row, the largest is at least this score,
+and exp at most 1. Without it, exp could be infinite, and in the gradient 0 * inf is
+nan. So an adj without it is refused, whatever the model and the number of devices.
 """
 import jax
 import numpy as np
@@ -42,15 +43,14 @@ from minignn import Sparse
 
 
 def put(array, sharding):
-    """A JAX array of a NumPy array that every process has whole."""
+    """Spread a NumPy array, which every process has whole -> a JAX array."""
     return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
 
 
 def shard_matrix(matrix, sharding):
     """A matrix as a Sparse whose entries are spread over the devices of `sharding`."""
     n, m = matrix.shape
-    # As many more as make their number a multiple of the number of devices.
-    missing = -len(matrix.values) % sharding.mesh.size
+    missing = -len(matrix.values) % sharding.mesh.size      # up to a multiple of size
 
     def spread(array, fill):
         padded = np.pad(np.asarray(array), (0, missing), constant_values=fill)
@@ -73,7 +73,7 @@ def shard_graph(graph, mesh):
     rows, cols = np.asarray(graph.adj.rows), np.asarray(graph.adj.cols)
     if not np.any((rows == last) & (cols == last)):
         raise ValueError(f"adj has no entry [{last}, {last}]: the last node must have "
-                         "a self-loop, which an added entry reads")
+                         "a self-loop, whose score an added entry has")
 
     # The axes of jax.make_mesh may be Explicit: each layer would have to say how its
     # results are spread. A Mesh made of the same devices leaves that to JAX.

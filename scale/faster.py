@@ -54,8 +54,8 @@ def receptive_field(graph, hops, splits=("train",)):
     rows, cols, values = map(np.asarray, (graph.adj.rows, graph.adj.cols,
                                           graph.adj.values))
 
-    # From the last layer to the first: which nodes does a layer need, and so have to be
-    # computed by the one before? On the path: {0, 1}, then {0, 1, 2}.
+    # From the last layer to the first, add the nodes that each layer reads; the layer
+    # before must compute them. On the path: {0, 1}, then {0, 1, 2}.
     needed = np.zeros(graph.adj.shape[0], bool)
     for split in splits:
         needed[np.asarray(getattr(graph, split))] = True
@@ -63,7 +63,8 @@ def receptive_field(graph, hops, splits=("train",)):
         is_used = needed[rows]                          # which entries
         needed[cols[is_used]] = True
 
-    # is_used is now that of the first layer, which uses all that the later ones do.
+    # is_used: now the entries that the first layer uses, those of the later ones among
+    # them. needed: now the nodes that it reads.
     nodes = np.flatnonzero(needed)
     new_number = np.cumsum(needed) - 1                  # of a node that is needed
     adj = make_sparse(new_number[rows[is_used]], new_number[cols[is_used]],
@@ -93,7 +94,7 @@ def receptive_field(graph, hops, splits=("train",)):
 #
 # Cut the entries of each row into groups of eight. Where entries are missing, the first
 # of the group is repeated, and all its places share its weight. (A weight of 0 for the
-# others would not do: where h is infinite, 0 * h is nan.)
+# repeats would not do: where h is infinite, 0 * h is nan.)
 #
 #     group 0, row 0:   0  1  2  3  4  5  6  7
 #     group 1, row 0:   8  9  8  8  8  8  8  8       each 8 with 1/7 of its weight
@@ -103,11 +104,11 @@ def receptive_field(graph, hops, splits=("train",)):
 # that stores no message. Only the sums of the groups are added to their rows. (The
 # gradient by h does the same with columns in place of rows.)
 #
-# On a CPU, that pays where most places have an entry of their own. Cora's features have
-# 18 entries a row, and gain; its adjacency has 5, and can lose.
+# On a CPU, that pays where there are few repeats. Cora's features have 18 entries a
+# row, and gain; its adjacency has 5, and can lose.
 
-GROUP = 8
-MIN_ENTRIES = 6     # of a row and of a column, on average, from which on groups pay
+GROUP = 8           # of 4, 8 and 16, the quickest on Cora
+MIN_ENTRIES = 6     # groups pay if rows and columns have so many on average
 
 
 def group(owner, other):
@@ -117,21 +118,20 @@ def group(owner, other):
     Returns four arrays: the entries in each group [8, G]; the share of its weight that
     each place has [8, G]; the `other` of each [8, G]; the owner of each group [G].
     """
-    num = len(owner)
     order = np.argsort(owner, kind="stable")            # the entries, by owner
     count = np.bincount(owner)                          # entries of each owner
     start = np.cumsum(count) - count                    # the first of them, in `order`
-    # Of each entry in `order`: 0, 1, 2, ... within its owner; 0 to 7 within its group;
-    # the number of its group, 0 to G - 1.
-    place = np.arange(num) - np.repeat(start, count)
-    place = place % GROUP
-    number = np.cumsum(place == 0) - 1
+    # Of each entry in `order`:
+    rank = np.arange(len(owner)) - np.repeat(start, count)      # 0, 1, ... in its owner
+    place = rank % GROUP                                        # 0 to 7, in its group
+    group_number = np.cumsum(place == 0) - 1                    # 0 to G - 1
 
     first = order[place == 0]                           # of each group: [G]
     entries = np.tile(first, (GROUP, 1))
-    entries[place, number] = order
+    entries[place, group_number] = order
     is_first = entries == first
-    share = np.where(is_first, 1 / is_first.sum(axis=0), 1)
+    num_places = is_first.sum(axis=0)                   # of each group's first: [G]
+    share = np.where(is_first, 1 / num_places, 1)
     return (
         jnp.asarray(entries, jnp.int32),
         jnp.asarray(share, float),
@@ -166,13 +166,10 @@ def sum_groups(weights, h, groups, num_owners):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grouped:
-    """Used as a minignn.Sparse is. grouped(sparse) makes one.
+    """Used as a minignn.Sparse is. grouped(sparse) makes one."""
 
-    Rows and columns are no fields, so that dataclasses.replace cannot change them
-    without the groups.
-    """
-
-    index: tuple                    # (rows, cols, groups by row, groups by column)
+    # (rows, cols, groups by row, groups by column): one field, as they belong together
+    index: tuple
     values: jax.Array               # [E] floats
     shape: tuple = dataclasses.field(metadata={"static": True})         # (n, m)
 
@@ -186,7 +183,8 @@ class Grouped:
         has_heads = h.ndim == 3
         if not has_heads:
             weights, h = weights[:, None], h[:, None, :]        # one head: H = 1
-        # For calls outside of jit: there, each of the eight products would be stored.
+        # sum_entries, below, is sum_groups by row, with a gradient of its own. (jit:
+        # not compiled, each of the eight products would be stored.)
         out = jax.jit(sum_entries)(self, weights, h)
         return out if has_heads else out[:, 0, :]
 
@@ -205,10 +203,11 @@ def grouped(sparse):
 
 def grouped_graph(graph):
     """The same Graph, its matrices as Grouped where groups pay."""
-    def where_it_pays(x):
-        is_sparse = hasattr(x, "values")
-        pays = is_sparse and len(x.values) >= MIN_ENTRIES * max(x.shape)
-        return grouped(x) if pays else x
+    def where_it_pays(matrix):
+        if not hasattr(matrix, "values"):                   # an array
+            return matrix
+        entries = len(matrix.values) / max(matrix.shape)    # of a row, or of a column
+        return grouped(matrix) if entries >= MIN_ENTRIES else matrix
 
     return dataclasses.replace(
         graph, x=where_it_pays(graph.x), adj=where_it_pays(graph.adj))
@@ -245,7 +244,7 @@ def backward(saved, g):
     units = g.transpose(2, 0, 1), h.transpose(2, 0, 1)  # [., H, D] -> [D, ., H]
     grad_weights, _ = jax.lax.scan(add_unit, jnp.zeros_like(weights), units)
     grad_h = sum_groups(weights, g, by_col, len(h))
-    return None, grad_weights, grad_h       # None: what matrix holds has no part in it
+    return None, grad_weights, grad_h       # None for matrix: its values have no part
 
 
 sum_entries.defvjp(forward, backward)
@@ -256,18 +255,17 @@ sum_entries.defvjp(forward, backward)
 # JAX makes random number i of a key by a hash of (key, i) that comes from a cipher. For
 # dropout's masks, that takes a fifth of a plain step. The hash here is shorter:
 #
-#     word = mix(i + c)        so that i and i + 1 are unlike; c: a constant
+#     word = mix(i + c)        so that i and i + 1 are unlike; c = 0x9E3779B9
 #     word = mix(word ^ a)     a and b: the two halves of the key
 #     word = mix(word ^ b)
 #
 # mix (triple32, C. Wellons 2018) maps the 2^32 words one to one onto themselves, and
-# each bit of its input changes each bit of its output in about half of all cases:
+# each bit of its input changes each bit of its output in about half of all cases.
 #
-#     mix(1) = 0x042741D6    mix(2) = 0xF1DFE8E9    mix(3) = 0xC0F0B547
-#
-# The counter is hashed before the key enters. Otherwise, for any d, word i of the key
-# (a, b) would be word i ^ d of the key (a ^ d, b). The constant c is there because
-# mix(0) is 0: without it, word 0 of the key (0, 0) would be 0.
+# The counter is hashed before the key enters. Otherwise, the words would be
+# mix(mix(i ^ a) ^ b), and the key (a ^ d, b) would give those of (a, b) in another
+# order: word i ^ d for word i. The constant c is there because mix(0) is 0: without it,
+# word 0 of the key (0, 0) would be 0.
 
 
 def mix(word):
@@ -285,11 +283,11 @@ def random_bits(key, bit_width, shape):
     first = mix(jax.lax.iota(jnp.uint32, size) + np.uint32(0x9E3779B9))
 
     # A scan instead of two lines, because XLA stores its result. Otherwise it would
-    # hash again wherever a mask is used, forwards and backwards.
-    def enter(word, half):
+    # hash again wherever a mask is used, forwards and backwards. (stored takes longer.)
+    def mix_in(word, half):
         return mix(word ^ half), None
 
-    words, _ = jax.lax.scan(enter, first, key)
+    words, _ = jax.lax.scan(mix_in, first, key)
     if bit_width == 64:
         high, low = words.reshape(2, -1).astype(jnp.uint64)
         return (high << 32 | low).reshape(shape)
@@ -297,6 +295,7 @@ def random_bits(key, bit_width, shape):
     return (words >> (32 - bit_width)).astype(dtype).reshape(shape)
 
 
+# A kind of key, like JAX's own but for the bits. (split and fold_in make few of them.)
 faster_bits = define_prng_impl(
     key_shape=(2,),
     seed=threefry_prng_impl.seed,
@@ -321,11 +320,11 @@ BLOCK = 10
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def run_block(model, params, state, step_graph, rule_graph, rng, recipe):
-    """Ten epochs -> (params, state) after, and (params, metrics) of each: [10, ...]."""
+def run_block(model, params, state, step_graph, eval_graph, rng, recipe):
+    """Ten epochs -> (params, state) after them, (params, metrics) of all: [10, ...]."""
     def run_epoch(carry, _):
         params, state = train_step(model, *carry, step_graph, rng, recipe)
-        return (params, state), (params, evaluate(model, params, rule_graph))
+        return (params, state), (params, evaluate(model, params, eval_graph))
 
     return jax.lax.scan(run_epoch, (params, state), length=BLOCK)
 
@@ -334,11 +333,11 @@ def faster(graph, hops):
     """Steps for train(model, graph, ..., steps=faster(graph, hops)), on this graph.
 
     hops: the number of the model's layers; see receptive_field.
-    The steps yield what minignn.adam_steps yields, params as NumPy arrays. They raise
+    The steps yield what minignn.adam_steps yields, as NumPy arrays. They raise
     ValueError for any other object than this graph.
     """
     step_graph = grouped_graph(receptive_field(graph, hops))
-    rule_graph = grouped_graph(receptive_field(graph, hops, ("train", "val")))
+    eval_graph = grouped_graph(receptive_field(graph, hops, ("train", "val")))
 
     def steps(model, train_graph, rng, recipe):
         if train_graph is not graph:
@@ -349,11 +348,11 @@ def faster(graph, hops):
         _, params = init_fun(init_rng, graph.x.shape)
         init_adam, _ = adam(recipe.step_size)
         state = init_adam(params)
-        key_data = jax.random.bits(dropout_rng, (2,), "uint32")     # of any kind
+        key_data = jax.random.bits(dropout_rng, (2,), "uint32")   # from any kind of key
         fast_rng = jax.random.wrap_key_data(key_data, impl=faster_bits)
         for done in range(0, recipe.epochs, BLOCK):
             (params, state), block = run_block(
-                model, params, state, step_graph, rule_graph, fast_rng, recipe)
+                model, params, state, step_graph, eval_graph, fast_rng, recipe)
             block = jax.device_get(block)
             for i in range(min(BLOCK, recipe.epochs - done)):
                 params_i, metrics_i = jax.tree.map(operator.itemgetter(i), block)
