@@ -124,6 +124,13 @@ class Exercise:
     rule: Callable = no_rule            # a phrase for what a wrong result breaks
 
 
+def parts_of(result, *names):
+    """The parts that a function must return together."""
+    if not isinstance(result, tuple | list) or len(result) != len(names):
+        raise ValueError(f"it must return {len(names)} things: {', '.join(names)}")
+    return result
+
+
 def normal(rng, *shape):
     return rng.normal(size=shape).astype(np.float32)
 
@@ -184,7 +191,7 @@ def normalisation_call(function, rows, cols, num_nodes):
     if entries is None:
         return None
     matrix = np.zeros((num_nodes, num_nodes))
-    i, j, values = map(np.asarray, entries)
+    i, j, values = map(np.asarray, parts_of(entries, "rows", "cols", "values"))
     np.add.at(matrix, (i, j), values)
     return matrix
 
@@ -359,7 +366,7 @@ def adam_step_call(function, params, all_grads, step_size):
         result = function(params, grads, m, v, t, step_size)
         if result is None:
             return None
-        params, m, v = result
+        params, m, v = parts_of(result, "params", "m", "v")
         for what, tree in (("m", m), ("v", v), ("params", params)):
             for name, array in tree.items():
                 parts[f"step {t}, {what}['{name}']"] = array
@@ -408,7 +415,7 @@ def residual_call(function, layer, params, x, adj):
     pair = function(layer)
     if pair is None:
         return None
-    init_fun, apply_fun = pair
+    init_fun, apply_fun = parts_of(pair, "init_fun", "apply_fun")
     key = jax.random.key(0)
     shape, (w,) = init_fun(key, x.shape)
     return {"init_fun's shape": shape, "init_fun's params": w,
@@ -436,7 +443,7 @@ def mean_and_max_call(function, *args):
     result = function(*args)
     if result is None:
         return None
-    mean, largest = result
+    mean, largest = parts_of(result, "the mean", "the maximum")
     return {"the mean": mean, "the maximum": largest}
 
 
@@ -517,7 +524,8 @@ def compare_call(function, a, b):
     result = function(a, b)
     if result is None:
         return None
-    difference, unpaired, paired = result
+    difference, unpaired, paired = parts_of(
+        result, "the difference", "the unpaired error", "the paired error")
     return {"the difference": difference, "the unpaired error": unpaired,
             "the paired error": paired}
 

@@ -60,7 +60,7 @@ def receptive_field(graph, hops, splits=("train",)):
     for split in splits:
         needed[np.asarray(getattr(graph, split))] = True
     for _ in range(hops):
-        is_used = needed[rows]                          # which entries
+        is_used = needed[rows]              # the entries of what this layer computes
         needed[cols[is_used]] = True
 
     # is_used: now the entries that the first layer uses, those of the later ones among
@@ -183,8 +183,8 @@ class Grouped:
         has_heads = h.ndim == 3
         if not has_heads:
             weights, h = weights[:, None], h[:, None, :]        # one head: H = 1
-        # sum_entries, below, is sum_groups by row, with a gradient of its own. (jit:
-        # not compiled, each of the eight products would be stored.)
+        # sum_entries, below, is sum_groups by row, with a gradient of its own. (jit, as
+        # each of the eight products would be stored otherwise; it compiles once.)
         out = jax.jit(sum_entries)(self, weights, h)
         return out if has_heads else out[:, 0, :]
 
@@ -244,7 +244,7 @@ def backward(saved, g):
     units = g.transpose(2, 0, 1), h.transpose(2, 0, 1)  # [., H, D] -> [D, ., H]
     grad_weights, _ = jax.lax.scan(add_unit, jnp.zeros_like(weights), units)
     grad_h = sum_groups(weights, g, by_col, len(h))
-    return None, grad_weights, grad_h       # None for matrix: its values have no part
+    return None, grad_weights, grad_h   # None: matrix.values come as weights, if at all
 
 
 sum_entries.defvjp(forward, backward)
@@ -283,7 +283,7 @@ def random_bits(key, bit_width, shape):
     first = mix(jax.lax.iota(jnp.uint32, size) + np.uint32(0x9E3779B9))
 
     # A scan instead of two lines, because XLA stores its result. Otherwise it would
-    # hash again wherever a mask is used, forwards and backwards. (stored takes longer.)
+    # hash again wherever a mask is used, forwards and backwards. (stored is slower.)
     def mix_in(word, half):
         return mix(word ^ half), None
 
@@ -295,7 +295,7 @@ def random_bits(key, bit_width, shape):
     return (words >> (32 - bit_width)).astype(dtype).reshape(shape)
 
 
-# A kind of key, like JAX's own but for the bits. (split and fold_in make few of them.)
+# A kind of key, like JAX's own but for the bits. (split and fold_in need few.)
 faster_bits = define_prng_impl(
     key_shape=(2,),
     seed=threefry_prng_impl.seed,
@@ -339,8 +339,8 @@ def faster(graph, hops):
     step_graph = grouped_graph(receptive_field(graph, hops))
     eval_graph = grouped_graph(receptive_field(graph, hops, ("train", "val")))
 
-    def steps(model, train_graph, rng, recipe):
-        if train_graph is not graph:
+    def steps(model, given_graph, rng, recipe):
+        if given_graph is not graph:
             raise ValueError("these steps are made for another graph: use "
                              "steps=faster(graph, hops) with the graph you train on")
         init_fun, _ = model

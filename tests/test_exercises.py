@@ -176,6 +176,13 @@ def test_what_is_not_written_yet(capsys):
         assert "not yet" in said(capsys, name, lambda *args: None)
 
 
+@pytest.mark.parametrize("name", [
+    "normalisation", "adam_step", "residual", "mean_and_max", "compare"])
+def test_a_part_alone_is_refused(name):
+    with pytest.raises(ValueError, match=r"it must return \d things: \w+"):
+        checks.check(name, lambda *args: (args[0],))
+
+
 @pytest.mark.parametrize("name", ["aggregate", "segment_softmax", "heads"])
 def test_case_shows_what_check_gives(name):
     seen = []
