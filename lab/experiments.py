@@ -11,7 +11,6 @@ The GCN of the paper, with one change:
     row-normalized      D^-1 (A + I): the mean in place of the symmetric weights
     labels NUMBER       NUMBER training nodes per class, drawn from the public split's
     random-split        a split of the public one's sizes, drawn from all nodes
-    first-nodes         nodes 0 to 139 train, 200 to 499 validate, 500 to 1499 test
     code-rule           the stopping rule of the authors' code, not the paper's
     depth NUMBER        NUMBER layers, to the last epoch; and how rough the last hidden
                         layer is on the graph, untrained and trained
@@ -110,14 +109,8 @@ def random_split(graph, seed, number=None, without=()):
     return dataclasses.replace(graph, train=train, val=rest[:500], test=rest[500:1500])
 
 
-def first_nodes(graph, seed, number):
-    return dataclasses.replace(
-        graph, train=np.arange(140), val=np.arange(200, 500), test=np.arange(500, 1500))
-
-
 CHANGES = {change.__name__.replace("_", "-"): change for change in (
-    no_graph, no_words, no_self_loops, row_normalized, labels, random_split,
-    first_nodes)}
+    no_graph, no_words, no_self_loops, row_normalized, labels, random_split)}
 
 # Random graphs ------------------------------------------------------------------------
 
