@@ -159,8 +159,8 @@ def adjacency():
     normalized = np.asarray(five.todense())
     ones = (normalized > 0).astype(int)
     rounded = np.vectorize(lambda number: f"{number:.2f}" if number else "0")
-    panels = ((ones, ones, "A + I, and the degrees"),
-              (normalized, rounded(normalized), "Â = D⁻½ (A + I) D⁻½"))
+    panels = ((ones, ones, "A, and the degrees"),
+              (normalized, rounded(normalized), "Â = D⁻½ A D⁻½"))
     for ax, (matrix, texts, title) in zip(axes[1:], panels):
         draw_matrix(ax, matrix / 2, texts, title=title, xticks=range(5),
                     yticks=range(5), xlabel="from node j", ylabel="node i gathers")
@@ -274,7 +274,7 @@ def eigenvalues():
     panels = (
         ("D⁻½ A D⁻½: without self-loops", before, GREY),
         ("I + D⁻½ A D⁻½: the first-order filter", before + 1, ORANGE),
-        ("Â = D⁻½ (A + I) D⁻½: self-loops first, then normalised",
+        ("Â: self-loops first, then normalised",
          np.linalg.eigvalsh(normalized), BLUE))
     _, axes = plt.subplots(3, 1, sharex=True, sharey=True, figsize=(7.6, 6))
     for ax, (title, values, color) in zip(axes, panels):
