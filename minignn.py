@@ -524,7 +524,7 @@ def predict(model, params, graph, rng=None):
     """The model's logits for all nodes: [N, C]. A key turns dropout on."""
     _, apply_fun = model
     logits = apply_fun(params, graph.x, graph.adj, rng)
-    # For a row past the end, JAX gives the last one without an error: count them.
+    # Asked for a row past the end, JAX gives the last one: so see that none lacks.
     check_shape("logits [labels, classes]", logits,
                 (len(graph.y), len(graph.class_names)))
     return logits
@@ -590,7 +590,7 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
         "train_loss": [], "train_accuracy": [], "val_loss": [], "val_accuracy": []}
     for epoch, params, metrics in steps(model, graph, rng, recipe):
         line = f"epoch {epoch:4d}"
-        for name, values in history.items():    # the test nodes have no place in it
+        for name, values in history.items():
             values.append(float(metrics[name]))
             line += f" | {name} {values[-1]:.4f}"
         if not math.isfinite(history["train_loss"][-1] + history["val_loss"][-1]):
@@ -649,7 +649,7 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     normalize: divide each row of x by its sum: a long paper counts as a short one does.
     Raises ValueError that says what is wrong, and where.
     """
-    x, y, edge_index = np.asarray(x), np.asarray(y), np.asarray(edge_index)
+    x, y = np.asarray(x), np.asarray(y)
     check_array("x", x, "numbers", ["N", "F"])
     check(x.size > 0, f"x is {list(x.shape)}: a graph needs a node and a feature")
     # A row's sum must be below 3e38, where float32 ends. (float16 has no 1e30.)
@@ -687,11 +687,11 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
         adj=normalize_adjacency(edge_index, num_nodes),
         y=jnp.asarray(y, jnp.int32),
         class_names=tuple(class_names.astype(str).tolist()),
-        **nodes)                                            # train, val and test
+        **nodes)
 
 
 def load_graph(path=CORA, normalize=True):
-    """Read a Graph from an .npz file that holds make_graph's arguments (see np.savez).
+    """Read a Graph from an .npz file of make_graph's arguments.
 
     Raises OSError for a missing file, ValueError for whatever is wrong with it.
     """
@@ -706,7 +706,7 @@ def load_graph(path=CORA, normalize=True):
             raise ValueError(f"{path}: {error}") from error
 
 
-# The checks
+# Checks
 
 
 def check(condition, message):
