@@ -1,10 +1,10 @@
 """minignn: a GCN and a GAT from scratch, in one file of JAX, to be read in order.
 
 A graph has nodes and edges: papers, say, and which of them cite each other. Node i has
-features x_i (which words paper i contains), and a few nodes have a label (its subject).
-Both models learn to predict the labels of the other nodes. Neighbours help: most papers
-cite papers on their own subject. So in a layer, each node i takes a weighted sum over
-its neighbours j, itself among them:
+features x_i (which words paper i contains) and a label (its subject), which is known of
+a few nodes. Both models learn to predict those of the others. Neighbours help: most
+papers cite papers on their own subject. So in a layer, each node i takes a weighted sum
+over its neighbours j, itself among them:
 
     out_i = sum over j of  w_ij h_j             h_j = x_j W, with a learned matrix W
 
@@ -30,8 +30,8 @@ The JAX that it needs, for readers who know NumPy (jnp is JAX's NumPy):
 
     array       never changes: x.at[i].add(v) is a copy of x with v added at index i
     key, rng    random numbers are a function of a key: the same key, the same numbers.
-                So no key makes numbers twice. jax.random.split makes several new keys
-                from one; fold_in makes one from a key and a number
+                So use a key only once. jax.random.split makes several new keys from
+                one; fold_in makes one from a key and a number
     pytree      lists, tuples, dicts and registered classes, nested, with arrays or
                 numbers inside, the leaves. jax.tree.map(f, tree) makes a tree with
                 f(leaf) for each leaf; with several trees of the same form, f gets a
@@ -41,8 +41,8 @@ The JAX that it needs, for readers who know NumPy (jnp is JAX's NumPy):
     jax.jit     jit(f) is f, compiled. At the first call, JAX runs f on stand-ins that
                 have a shape but no numbers, and records what it does; later calls run
                 the record. A new shape or type makes a new record. What Python itself
-                needs (a function, a string, a size, what an `if` tests) is marked
-                static: f gets its value, and a new value makes a new record
+                needs (a function, a string, a size, what an `if` tests, but for None)
+                is marked static: f gets its value, and a new value makes a new record
 
 Shapes stand in brackets, [before] -> [after] where a line changes one: N nodes, E
 stored entries of a matrix, F features, C classes, H heads of D units; n, m, k are any
@@ -205,7 +205,8 @@ def glorot_uniform(rng, shape, fan_in, fan_out):
 def dropout(rng, x, rate):
     """Make each number of x 0 with probability rate, and divide the others by 1 - rate.
 
-    The division keeps the mean (Srivastava et al. 2014). Without a key, x stays.
+    So the model cannot learn its few labels by heart from single numbers. The division
+    keeps the mean (Srivastava et al. 2014). Without a key, x stays.
     """
     check_rate(rate)
     if rng is None or rate == 0:
@@ -260,7 +261,10 @@ def GraphConvolution(out_dim, bias=False, dropout_rate=0):
 
 
 def chain(layers, activation):
-    """Layers in a row, with an activation between them. params: a list of theirs."""
+    """Layers in a row, with an activation between them. params: a list of theirs.
+
+    Without an activation, two layers would be one: Â (Â X W0) W1 = Â Â X (W0 W1).
+    """
 
     def init_fun(rng, input_shape):
         rngs = jax.random.split(rng, len(layers))
@@ -308,7 +312,8 @@ def GCN(nhid, nclass, dropout_rate=0.5):
 # paper's h_j is x_j here, its W h_j is h_j.) A high score_ij makes i hear much of j;
 # like W, a is learned from the loss. Where a is 0, all scores are equal, and alpha_ij
 # is 1 / d_i: the sum is the mean. A layer has H such sums side by side, its heads. (On
-# Cora, a GAT has 83.2 percent right, and with the GCN's weights for alpha 83.5.)
+# Cora, a GAT has 83.2 ± 0.6 percent right, over 100 seeds, and with the GCN's weights
+# for alpha 83.5 ± 0.6: docs/experiments.md.)
 
 
 def segment_softmax(scores, rows, num_rows):
@@ -333,8 +338,8 @@ def attention(a1, a2, h, adj):
     neighbour = jnp.einsum("nhd,hd->nh", h, a2)             # a2 . h_j
     scores = own[adj.rows] + neighbour[adj.cols]            # [N, H] -> [E, H]
     # Negative scores times 0.2, as in the paper. (A ReLU would make them and their
-    # gradient 0.) Without this line, a1 . h_i, the same in all scores of row i, would
-    # cancel in the softmax.
+    # gradient 0.) Without LeakyReLU, a1 . h_i would be one number in all scores of row
+    # i, which changes no softmax: alpha would follow from j alone.
     scores = jax.nn.leaky_relu(scores, 0.2)
     return segment_softmax(scores, adj.rows, adj.shape[0])
 
@@ -370,7 +375,8 @@ def MultiHeadLayer(nheads, nhid, dropout_rate, last_layer=False):
         alpha = attention(a1, a2, h, adj)                   # w_ij = alpha_ij: [E, H]
         # In each step, each head hears a random part of the neighbours.
         alpha = dropout(alpha_rng, alpha, dropout_rate)
-        h = dropout(h_rng, h, dropout_rate)     # of the authors' code, as is the bias
+        # Not in the paper, but in its authors' code: this dropout, and the bias b.
+        h = dropout(h_rng, h, dropout_rate)
         out = adj.aggregate(alpha, h)                       # equation 4: [N, H, D]
         out = out + b
         if last_layer:
@@ -431,7 +437,7 @@ def accuracy(logits, labels):
 
 
 def l2_penalty(params):
-    """Half the sum of the squares of all numbers in a pytree."""
+    """Half the sum of the squares of all numbers in a pytree. It keeps them small."""
     return sum(jnp.sum(leaf ** 2) for leaf in jax.tree.leaves(params)) / 2
 
 
@@ -459,11 +465,11 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
         m = jax.tree.map(lambda mean, grad: b1 * mean + (1 - b1) * grad, m, grads)
         v = jax.tree.map(lambda mean, grad: b2 * mean + (1 - b2) * grad ** 2, v, grads)
 
-        def move(param, m, v):
+        def move(param, mean, mean_square):
             # Both began at 0, and are too small at first: of a gradient that stays g,
-            # m would be (1 - b1^t) g after t steps.
-            m_hat = m / (1 - b1 ** t)
-            v_hat = v / (1 - b2 ** t)
+            # the mean is (1 - b1^t) g after t steps.
+            m_hat = mean / (1 - b1 ** t)
+            v_hat = mean_square / (1 - b2 ** t)
             return param - step_size * m_hat / (jnp.sqrt(v_hat) + eps)
 
         return jax.tree.map(move, params, m, v), (t, m, v)
@@ -479,7 +485,7 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 
 
 def loss_rule(history):
-    """The GCN paper's: a new lowest validation loss is progress.
+    """The GCN paper's, as read here: a new lowest validation loss is progress.
 
     (Its authors' code compares with the mean of ten epochs.) The last params are kept.
     """
@@ -524,7 +530,7 @@ def predict(model, params, graph, rng=None):
     """The model's logits for all nodes: [N, C]. A key turns dropout on."""
     _, apply_fun = model
     logits = apply_fun(params, graph.x, graph.adj, rng)
-    # Asked for a row past the end, JAX gives the last one: so see that none lacks.
+    # With too few rows, logits[nodes] would give the last one, without an error.
     check_shape("logits [labels, classes]", logits,
                 (len(graph.y), len(graph.class_names)))
     return logits
@@ -605,7 +611,7 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
             kept_params = params
         if is_progress or epoch == 1:
             last_progress = epoch
-        if epoch == 10:                         # from here on, nothing is compiled
+        if epoch == 10:                         # the first ones also compiled
             start = time.perf_counter()
         if epoch - last_progress >= recipe.patience:
             break
@@ -645,14 +651,15 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     edge_index: integers [2, number of edges], see normalize_adjacency.
     y: integers [N], the class of each node, from 0; -1 for none.
     train_mask, val_mask, test_mask: booleans [N].
-    class_names: C strings; without them, "0", "1", ..., and classes must be below N.
+    class_names: C strings; without them, "0", "1", ..., and classes must be below N (a
+        stray number must not make millions).
     normalize: divide each row of x by its sum: a long paper counts as a short one does.
     Raises ValueError that says what is wrong, and where.
     """
     x, y = np.asarray(x), np.asarray(y)
     check_array("x", x, "numbers", ["N", "F"])
     check(x.size > 0, f"x is {list(x.shape)}: a graph needs a node and a feature")
-    # A row's sum must be below 3e38, where float32 ends. (float16 has no 1e30.)
+    # So a row's sum is below 3e38, where float32 ends. (np.float64: x may be float16.)
     check_each(np.abs(x) < np.float64(1e30), "x", x, "it must be below 1e30 in size")
     check_each((x >= 0) | (not normalize), "x", x, "negative numbers, whose sum can "
                "be 0, need normalize=False (the scripts: --no-normalize)")
@@ -660,7 +667,6 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
 
     check_array("y", y, "integers", [num_nodes])
     if class_names is None:
-        # A stray number for a class must not make millions of them.
         check_each(y < num_nodes, "y", y, "without class_names, it must be below N")
         class_names = [str(label) for label in range(int(y.max()) + 1)]
     class_names = np.asarray(class_names)
@@ -740,7 +746,7 @@ def check_array(name, array, kind, shape):
 def check_aggregate(matrix, weights, h):
     E, (_, m) = len(matrix.rows), matrix.shape
     is_right = (np.ndim(h) in (2, 3) and len(h) == m
-                and np.shape(weights) == (E, *np.shape(h)[1:-1]))
+                and np.shape(weights) == (E, *np.shape(h)[1:-1]))   # [E] or [E, H]
     check(is_right, f"{matrix} cannot sum weights {list(np.shape(weights))}, h "
           f"{list(np.shape(h))}: they must be [{E}] and [{m}, k], or [{E}, H] and "
           f"[{m}, H, D]")

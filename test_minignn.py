@@ -411,8 +411,9 @@ def test_what_does_not_fit_a_matrix_is_refused():
 def test_a_sparse_equals_itself_only_and_cannot_be_changed():
     a, other = sparse_matrix(), sparse_matrix()
     assert a == a and a != other and len({a, other}) == 2
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        a.values = 0
+    for instance, name in (a, "values"), (make_graph(**small()), "y"):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(instance, name, 0)
 
 
 def test_a_repr_is_a_line():
