@@ -243,7 +243,7 @@ def segment_softmax_case(rng, number):
     rows = rng.integers(N - 1, size=E)              # none in the last row
     scores = normal(rng, E)
     if number > 1:                  # from the second case on, exp overflows in row 0
-        scores += np.float32([300, -300, 0, 300, -300, 0])[rows]
+        scores += np.float32([1000, -1000, 0, 1000, -1000, 0])[rows]
     return scores, rows, N
 
 
@@ -320,7 +320,7 @@ def cross_entropy(logits, labels):
 def cross_entropy_case(rng, number):
     logits = normal(rng, N, F)
     if number > 2:                  # from the third case on, exp overflows
-        logits *= 200
+        logits *= 2000
     return logits, rng.integers(F, size=N)
 
 
