@@ -241,9 +241,10 @@ def test_every_command_on_the_page_runs(run, monkeypatch):
     monkeypatch.setattr(minignn, "train", no_training)
     monkeypatch.setattr(minignn, "evaluate", lambda *_: dict.fromkeys(keys, 0))
     monkeypatch.setattr(experiments, "quick_steps", lambda *_: None)
-    cells = re.findall(r"^\|.*\| `(?:lab/experiments.py )?([^`]*)` \|$", PAGE, re.M)
+    found = re.findall(r"^\|.*\| `(?:lab/experiments.py )?([^`]*)` \|$", PAGE, re.M)
+    found += re.findall(r"`python\s+lab/experiments.py ((?:noisy|lookup) \d+)`", PAGE)
     commands = {}
-    for words in map(str.split, cells):
+    for words in map(str.split, found):
         if not words[0].startswith("train_"):
             monkeypatch.setattr(sys, "argv", ["experiments.py", *words])
             commands[experiments.read_flags().name] = words
