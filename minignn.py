@@ -1,10 +1,10 @@
 """minignn: a GCN and a GAT from scratch, in one file of JAX, to be read in order.
 
 A graph has nodes and edges: papers, say, and which of them cite each other. Node i has
-features x_i (which words paper i contains) and a label (its subject), which is known of
-a few nodes. Both models learn to predict those of the others. Neighbours help: most
-papers cite papers on their own subject. So in a layer, each node i takes a weighted sum
-over its neighbours j, itself among them:
+features x_i (which words paper i contains) and a label (its subject). A few labels are
+known; from these, both models learn to predict the others. Neighbours help: most papers
+cite papers on their own subject. So in a layer, each node i takes a weighted sum over
+its neighbours j, itself among them:
 
     out_i = sum over j of  w_ij h_j             h_j = x_j W, with a learned matrix W
 
@@ -30,8 +30,8 @@ The JAX that it needs, for readers who know NumPy (jnp is JAX's NumPy):
 
     array       never changes: x.at[i].add(v) is a copy of x with v added at index i
     key, rng    random numbers are a function of a key: the same key, the same numbers.
-                So use a key only once. jax.random.split makes several new keys from
-                one; fold_in makes one from a key and a number
+                So draw with a key only once. jax.random.split makes several new keys
+                from one; fold_in makes one from a key and a number, another for another
     pytree      lists, tuples, dicts and registered classes, nested, with arrays or
                 numbers inside, the leaves. jax.tree.map(f, tree) makes a tree with
                 f(leaf) for each leaf; with several trees of the same form, f gets a
@@ -41,8 +41,9 @@ The JAX that it needs, for readers who know NumPy (jnp is JAX's NumPy):
     jax.jit     jit(f) is f, compiled. At the first call, JAX runs f on stand-ins that
                 have a shape but no numbers, and records what it does; later calls run
                 the record. A new shape or type makes a new record. What Python itself
-                needs (a function, a string, a size, what an `if` tests, but for None)
-                is marked static: f gets its value, and a new value makes a new record
+                needs (a function, a string, a size, what an `if` tests) is marked
+                static: f gets its value, and a new value makes a new record. (A test
+                for None needs no mark.)
 
 Shapes stand in brackets, [before] -> [after] where a line changes one: N nodes, E
 stored entries of a matrix, F features, C classes, H heads of D units; n, m, k are any
@@ -205,8 +206,8 @@ def glorot_uniform(rng, shape, fan_in, fan_out):
 def dropout(rng, x, rate):
     """Make each number of x 0 with probability rate, and divide the others by 1 - rate.
 
-    So the model cannot learn its few labels by heart from single numbers. The division
-    keeps the mean (Srivastava et al. 2014). Without a key, x stays.
+    It makes it harder to learn the few labels by heart. The division keeps the mean
+    (Srivastava et al. 2014). Without a key, x stays.
     """
     check_rate(rate)
     if rng is None or rate == 0:
@@ -263,7 +264,7 @@ def GraphConvolution(out_dim, bias=False, dropout_rate=0):
 def chain(layers, activation):
     """Layers in a row, with an activation between them. params: a list of theirs.
 
-    Without an activation, two layers would be one: Â (Â X W0) W1 = Â Â X (W0 W1).
+    Without an activation, W1 would add nothing: Â (Â X W0) W1 = Â Â X (W0 W1).
     """
 
     def init_fun(rng, input_shape):
@@ -312,8 +313,8 @@ def GCN(nhid, nclass, dropout_rate=0.5):
 # paper's h_j is x_j here, its W h_j is h_j.) A high score_ij makes i hear much of j;
 # like W, a is learned from the loss. Where a is 0, all scores are equal, and alpha_ij
 # is 1 / d_i: the sum is the mean. A layer has H such sums side by side, its heads. (On
-# Cora, a GAT has 83.2 ± 0.6 percent right, over 100 seeds, and with the GCN's weights
-# for alpha 83.5 ± 0.6: docs/experiments.md.)
+# Cora, learned weights do no better than the GCN's in their place: 83.2 percent right
+# for 83.5, means of 100 seeds. See docs/experiments.md.)
 
 
 def segment_softmax(scores, rows, num_rows):
@@ -339,7 +340,7 @@ def attention(a1, a2, h, adj):
     scores = own[adj.rows] + neighbour[adj.cols]            # [N, H] -> [E, H]
     # Negative scores times 0.2, as in the paper. (A ReLU would make them and their
     # gradient 0.) Without LeakyReLU, a1 . h_i would be one number in all scores of row
-    # i, which changes no softmax: alpha would follow from j alone.
+    # i, which changes no softmax.
     scores = jax.nn.leaky_relu(scores, 0.2)
     return segment_softmax(scores, adj.rows, adj.shape[0])
 
@@ -481,7 +482,7 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 #
 # An epoch is one step, on all training nodes. After each, a rule looks at the history
 # so far, {"val_loss": [1.94, 1.93, ...], ...}, and answers two questions: was this
-# progress, and are these params to be kept?
+# progress (too long without ends the training), and are these the params to return?
 
 
 def loss_rule(history):
@@ -607,7 +608,7 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
             print(line, flush=True)
 
         is_progress, is_kept = recipe.rule(history)
-        if is_kept or epoch == 1:
+        if is_kept or epoch == 1:               # the first, whatever your rule says
             kept_params = params
         if is_progress or epoch == 1:
             last_progress = epoch
@@ -659,7 +660,8 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     x, y = np.asarray(x), np.asarray(y)
     check_array("x", x, "numbers", ["N", "F"])
     check(x.size > 0, f"x is {list(x.shape)}: a graph needs a node and a feature")
-    # So a row's sum is below 3e38, where float32 ends. (np.float64: x may be float16.)
+    # Below 1e30, so that a row's sum is no more than float32 holds, 3e38. (np.float64,
+    # for x may be float16, in which 1e30 is infinite.)
     check_each(np.abs(x) < np.float64(1e30), "x", x, "it must be below 1e30 in size")
     check_each((x >= 0) | (not normalize), "x", x, "negative numbers, whose sum can "
                "be 0, need normalize=False (the scripts: --no-normalize)")
