@@ -421,14 +421,17 @@ def log_softmax(logits):
 def cross_entropy(logits, labels):
     """Minus the log-probability of the right class, the mean over n nodes.
 
-    logits: [n, C]. labels: [n], from 0 to C - 1; any other makes the result nan.
+    logits: [n, C]. labels: [n], from 0 to C - 1; any other makes the result nan, and
+    so is the gradient in its row of logits.
     """
     check_shape("labels", labels, logits.shape[:1])
     num_nodes, num_classes = logits.shape
-    log_p = log_softmax(logits)[jnp.arange(num_nodes), labels]              # [n]
-    # JAX reads -1 as the last class, as NumPy does, and compiled code cannot raise.
+    # -1 would be read as the last class, and compiled code cannot simply raise: what is
+    # no class is read as class 0, and multiplied by nan.
     is_class = (labels >= 0) & (labels < num_classes)
-    return -jnp.where(is_class, log_p, jnp.nan).mean()
+    classes = jnp.where(is_class, labels, 0)
+    log_p = log_softmax(logits)[jnp.arange(num_nodes), classes]             # [n]
+    return -(log_p * jnp.where(is_class, 1, jnp.nan)).mean()
 
 
 def accuracy(logits, labels):
