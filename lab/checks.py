@@ -125,10 +125,12 @@ class Exercise:
 
 
 def parts_of(result, *names):
-    """The parts that a function must return together."""
+    """What a function must return together, by name; None if it is not yet written."""
+    if result is None:
+        return None
     if not isinstance(result, tuple | list) or len(result) != len(names):
         raise ValueError(f"it must return {len(names)} things: {', '.join(names)}")
-    return result
+    return dict(zip(names, result))
 
 
 def normal(rng, *shape):
@@ -187,11 +189,11 @@ def normalisation_case(rng, number):
 
 def normalisation_call(function, rows, cols, num_nodes):
     """Make an array of the entries: their order is free."""
-    entries = function(rows, cols, num_nodes)
+    entries = parts_of(function(rows, cols, num_nodes), "rows", "cols", "values")
     if entries is None:
         return None
     matrix = np.zeros((num_nodes, num_nodes))
-    i, j, values = map(np.asarray, parts_of(entries, "rows", "cols", "values"))
+    i, j, values = map(np.asarray, entries.values())
     np.add.at(matrix, (i, j), values)
     return matrix
 
@@ -364,9 +366,10 @@ def adam_step_call(function, params, all_grads, step_size):
     parts = {}
     for t, grads in enumerate(all_grads, start=1):
         result = function(params, grads, m, v, t, step_size)
+        result = parts_of(result, "params", "m", "v")
         if result is None:
             return None
-        params, m, v = parts_of(result, "params", "m", "v")
+        params, m, v = result.values()
         for what, tree in (("m", m), ("v", v), ("params", params)):
             for name, array in tree.items():
                 parts[f"step {t}, {what}['{name}']"] = array
@@ -412,10 +415,10 @@ def residual_case(rng, number):
 
 
 def residual_call(function, layer, params, x, adj):
-    pair = function(layer)
+    pair = parts_of(function(layer), "init_fun", "apply_fun")
     if pair is None:
         return None
-    init_fun, apply_fun = parts_of(pair, "init_fun", "apply_fun")
+    init_fun, apply_fun = pair.values()
     key = jax.random.key(0)
     shape, (w,) = init_fun(key, x.shape)
     return {"init_fun's shape": shape, "init_fun's params": w,
@@ -440,11 +443,7 @@ def mean_and_max_case(rng, number):
 
 
 def mean_and_max_call(function, *args):
-    result = function(*args)
-    if result is None:
-        return None
-    mean, largest = parts_of(result, "the mean", "the maximum")
-    return {"the mean": mean, "the maximum": largest}
+    return parts_of(function(*args), "the mean", "the maximum")
 
 
 def empty_is_zero(what, segments, num_segments, got):
@@ -522,13 +521,8 @@ def compare_case(rng, number):
 
 
 def compare_call(function, a, b):
-    result = function(a, b)
-    if result is None:
-        return None
-    difference, unpaired, paired = parts_of(
-        result, "the difference", "the unpaired error", "the paired error")
-    return {"the difference": difference, "the unpaired error": unpaired,
-            "the paired error": paired}
+    return parts_of(function(a, b), "the difference", "the unpaired error",
+                    "the paired error")
 
 
 def nearest_mean(x, labels, seed):
