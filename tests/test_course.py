@@ -35,7 +35,7 @@ def printed(folder):
     (folder / "gnn.py").write_text(student.program() + KEEP, encoding="utf-8")
     return subprocess.run(
         [sys.executable, "-I", "gnn.py"], cwd=folder, text=True, check=True,
-        capture_output=True, timeout=600).stdout.splitlines()
+        stdout=subprocess.PIPE, timeout=600).stdout.splitlines()
 
 
 @slow

@@ -4,7 +4,6 @@ A test runs its answer in a session of its own and then compares the names that 
 answer has made with loops, dense forms, or what the page says.
 """
 import dataclasses
-import functools
 import math
 import pathlib
 import re
@@ -26,18 +25,14 @@ PAGE = (ROOT / "docs" / "howto.md").read_text(encoding="utf-8")
 ANSWERS = dict(part.split("\n", 1) for part in re.split(r"^## ", PAGE, flags=re.M)[1:])
 
 
-one_gcn = functools.cache(minignn.GCN)
-
-
 @pytest.fixture(autouse=True)
 def reader(as_a_reader, monkeypatch, cora):
-    """Cora is read once for all answers, and each GCN's training compiled once."""
+    """Cora is read once for all answers."""
     def load_graph(*args, **kwargs):
         return real(*args, **kwargs) if args else cora
 
     real = minignn.load_graph
     monkeypatch.setattr(minignn, "load_graph", load_graph)
-    monkeypatch.setattr(minignn, "GCN", one_gcn)
 
 
 def run(title):
