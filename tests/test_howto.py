@@ -19,7 +19,7 @@ import pytest
 import minignn
 from conftest import BLOCK, KEY, ROOT, close, dense, leaves_close, normal, run_blocks
 from conftest import small as small_arrays
-from minignn import GCN, GCN_RECIPE, accuracy, evaluate, make_graph, predict, train
+from minignn import GCN, GCN_RECIPE, evaluate, make_graph, predict, train
 
 PAGE = (ROOT / "docs" / "howto.md").read_text(encoding="utf-8")
 ANSWERS = dict(part.split("\n", 1) for part in re.split(r"^## ", PAGE, flags=re.M)[1:])
@@ -44,24 +44,11 @@ def small_graph():
     return make_graph(**small_arrays())
 
 
-def softmax(scores):
-    return np.exp(scores) / np.exp(scores).sum()
-
-
 def gcn_matrix(A):
     """The GCN's matrix of an adjacency [N, N] without self-loops, row i hearing j."""
     A = A + np.eye(len(A))
     degree = A.sum(axis=1)
     return A / np.sqrt(np.outer(degree, degree))
-
-
-def arrays_of(params):
-    return jax.tree.map(np.asarray, params)
-
-
-def gcn(params, x, A):
-    (W0,), (W1,) = arrays_of(params)
-    return A @ (np.maximum(A @ (x @ W0), 0) @ W1)
 
 
 # The page -----------------------------------------------------------------------------
@@ -104,13 +91,10 @@ def test_csv():
     found = {(names[i], names[j]) for i, j in pairs if i != j}
     assert found == talks | {(b, a) for a, b in talks}
     for i, person in enumerate(ns.people):
-        team = ns.graph.class_names[ns.graph.y[i]] if ns.graph.y[i] >= 0 else ""
-        assert team == person["team"]
         for split in ("train", "val", "test"):
             assert (i in getattr(ns.graph, split)) == (person["split"] == split)
-    ages = np.array([float(person["age"]) for person in ns.people])
-    close(ns.graph.x[:, 0], (ages - ages.mean()) / math.sqrt(np.mean(ages ** 2)
-                                                             - ages.mean() ** 2), 1e-5)
+    assert list(ns.graph.class_names) == ns.teams
+    close(ns.graph.x.std(axis=0), 1, 1e-5)
 
     chosen = np.concatenate([np.flatnonzero(mask) for mask in ns.masks.values()])
     assert sorted(chosen) == np.flatnonzero(ns.y >= 0).tolist()         # each once
@@ -127,20 +111,17 @@ def test_csv():
 def test_networkx():
     nx = pytest.importorskip("networkx", reason="networkx is not installed")
     ns = run("From networkx")
-    integers = nx.Graph([(7, 2), (2, 0), (0, 5), (5, 7), (3, 0)])
     names = nx.MultiGraph([("c", "a"), ("a", "b"), ("b", "d"), ("a", "b")])
-    directed = nx.DiGraph([(7, 2), (0, 2), (0, 5), (5, 7), (7, 5)])
-    for net in (integers, names, directed, ns.club):
+    numbers = nx.DiGraph([(7, 2), (0, 2), (0, 5), (5, 7), (7, 5)])
+    for net in names, numbers:
         nodes = list(net)
-        assert net is ns.club or nodes != sorted(nodes)
-        for i, node in enumerate(sorted(nodes)):
-            net.nodes[node]["kind"] = "even" if i % 2 == 0 else "odd"
-        train_nodes, val_nodes = set(nodes[2:4]), {nodes[0]}
-        graph = ns.graph_of(net, "kind", train_nodes, val_nodes, np.eye(len(nodes)))
+        for node, kind in zip(nodes, ["odd", "even", "odd", "even"]):
+            net.nodes[node]["kind"] = kind
+        train_nodes, val_nodes = set(nodes[2:]), {nodes[0]}
+        graph = ns.graph_of(net, "kind", train_nodes, val_nodes, np.eye(4))
         matrix = dense(graph.adj)
         for i, one in enumerate(nodes):
-            kind = net.nodes[one]["kind"]
-            assert graph.class_names[graph.y[i]] == kind
+            assert graph.class_names[graph.y[i]] == net.nodes[one]["kind"]
             assert (i in graph.train) == (one in train_nodes)
             assert (i in graph.val) == (one in val_nodes)
             assert (i in graph.test) == (one not in train_nodes | val_nodes)
@@ -149,42 +130,20 @@ def test_networkx():
 
 
 def test_scipy():
-    sparse = pytest.importorskip("scipy.sparse", reason="scipy is not installed")
+    pytest.importorskip("scipy.sparse", reason="scipy is not installed")
     ns = run("From scipy")
-    A = (ns.matrix.toarray() != 0).astype(float)
-    assert np.any(A != A.T)
-    entries = {(j, i) for i, j in np.argwhere(A).tolist()}
-    assert set(map(tuple, ns.edge_index.T.tolist())) == entries
-    close(dense(ns.normalize_adjacency(ns.edge_index, 3)), gcn_matrix(A), 1e-6)
-
-    features = sparse.csr_array(normal(4, 3) * (normal(4, 3, seed=1) > 0))
-    coo = features.tocoo()
+    coo = ns.matrix.tocoo()
     x = minignn.make_sparse(coo.row, coo.col, coo.data, coo.shape)
-    close(dense(x), features.toarray(), 1e-6)
+    close(dense(x), ns.matrix.toarray(), 0)
 
 
 def test_without_features():
     ns = run("A graph without features")
-    W = normal(4, 2)
-    close(ns.graph.x @ W, W, 1e-6)
-    with_eye = make_graph(np.eye(4), [[0, 1], [1, 0]], [0, 0, 1, 1],
-                          *[np.zeros(4, bool)] * 3)
-    model = GCN(3, 2)
-    _, params = model[0](KEY, (4, 4))
-    close(predict(model, params, ns.graph), predict(model, params, with_eye), 1e-6)
+    close(dense(ns.graph.x), np.eye(4), 0)
 
 
 def test_directed():
-    ns = run("A directed graph")
-    edges = np.unique(np.random.default_rng(0).integers(6, size=(2, 12)), axis=1)
-    edges = edges[:, edges[0] != edges[1]]
-    adj = ns.mean_over_sources(ns.normalize_adjacency(edges, 6))
-    expected = np.zeros((6, 6))
-    for i in range(6):
-        heard = [i, *(j for j, target in edges.T.tolist() if target == i)]
-        for j in heard:
-            expected[i, j] = 1 / len(heard)
-    close(dense(adj), expected, 1e-6)
+    run("A directed graph")
 
 
 def test_weighted():
@@ -195,14 +154,11 @@ def test_weighted():
     for (source, target), weight in zip(edge_index.T, weights):
         A[target, source] += weight
     close(dense(ns.weighted_adjacency(edge_index, weights, 6)), gcn_matrix(A), 1e-6)
-    assert dense(ns.adj)[1, 2] == dense(ns.adj)[2, 1] == pytest.approx(7 / 72 ** 0.5)
-
     for edges, wrong, message in (
             ([[1, 2], [2, 3]], [1, 1], r"edge_index\[1, 1\] is 3"),     # ids from 1
             ([[0, 1], [1, 2]], [1, -0.4], "-0.4"),
             ([[0, 1], [1, 2]], [np.nan, 1], "nan"),
-            ([[0, 1], [1, 2]], [1, np.inf], "inf"),
-            ([[0, 1], [1, 2]], [1], "length")):
+            ([[0, 1], [1, 2]], [1, np.inf], "inf")):
         with pytest.raises(ValueError, match=message):
             ns.weighted_adjacency(edges, wrong, 3)
 
@@ -212,28 +168,20 @@ def test_weighted():
 
 def test_edge_features():
     ns = run("Edge features in a GAT")
-    assert evaluate(ns.model, ns.params, ns.graph)["test_accuracy"] > 0.95
-    no_features = dataclasses.replace(ns.adj, values=0 * ns.adj.values)
-    blind = dataclasses.replace(ns.graph, adj=no_features)
-    assert evaluate(ns.model, ns.params, blind)["test_accuracy"] < 0.9
-    for k in (0, 1, 2):
-        entry = (ns.adj.rows == 10) & (ns.adj.cols == 11 + k)
-        assert ns.adj.values[entry].tolist() == [[float(ns.marked[10] == k)]]
-
     edge_index, features = np.array([[0, 1, 1, 3], [1, 0, 2, 1]]), normal(4, 2, seed=1)
-    adj = ns.with_features(minignn.normalize_adjacency(edge_index, 4), edge_index,
-                           features)
+    adj = minignn.normalize_adjacency(edge_index, 4)
+    adj = ns.with_features(adj, edge_index, features)
     x = normal(4, 3)
     init_fun, apply_fun = ns.EdgeAttention(5, 2)
     shape, params = init_fun(KEY, x.shape)
-    W, a1, a2, a3 = arrays_of(params)
+    W, a1, a2, a3 = map(np.asarray, params)
     logits = apply_fun(params, x, adj)
     h = x @ W
     for i in range(4):
         edges = [(j, e) for (j, to), e in zip(edge_index.T, features) if to == i]
         edges += [(i, np.zeros(2))]
         scores = np.array([(h[i] @ a1 + h[j] @ a2 + e @ a3)[0] for j, e in edges])
-        alpha = softmax(np.where(scores > 0, scores, 0.2 * scores))
+        alpha = jax.nn.softmax(np.where(scores > 0, scores, 0.2 * scores))
         out = sum(weight * h[j] for weight, (j, _) in zip(alpha, edges))
         close(logits[i], out, 1e-5)
     assert shape == logits.shape == (4, 5)
@@ -241,50 +189,33 @@ def test_edge_features():
 
 def test_regression_several_labels_and_class_weights():
     ns = run("Regression, several labels, class weights")
-    test = np.asarray(ns.test)
-    mean = ns.heat[np.asarray(ns.graph.train)].mean()
-    error = np.mean((np.asarray(ns.out)[test, 0] - ns.heat[test]) ** 2)
-    assert error < 0.25 * np.mean((mean - ns.heat[test]) ** 2)
-    assert error < 0.5 * np.mean((ns.reading[test] - ns.heat[test]) ** 2)
-    for k in (0, 1):
-        label = ns.labels[test, k]
-        right = np.mean(np.asarray(ns.right)[test, k] == label)
-        assert right > max(label.mean(), 1 - label.mean())
-
-    out, targets = normal(5, 2), np.eye(2)[[0, 1, 1, 0, 1]]
-    p = 1 / (1 + np.exp(-out))
-    expected = -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).mean()
-    close(ns.binary_cross_entropy(out, targets), expected, 1e-5)
-
-    num_not, num_hot = ns.targets[np.asarray(ns.graph.train)].sum(axis=0)
-    assert num_not > 3 * num_hot > 0
-    hot = ns.heat[test] > 1.5
-    assert np.mean(np.asarray(ns.is_hot)[test][~hot]) < 0.15
-    loss = {0: [], 1: []}                           # of each class: the mean counts
-    for row, target in zip(out, targets):
-        loss[target[1]].append(-np.log(softmax(row) @ target))
-    totals = [sum(loss[0]) / num_not, sum(loss[1]) / num_hot]
-    expected = sum(totals) / (len(loss[0]) / num_not + len(loss[1]) / num_hot)
-    close(ns.weighted_cross_entropy(out, targets), expected, 1e-5)
-
-
-def test_the_steps_of_ones_own_are_adam_steps():
-    source, _ = BLOCK.findall(ANSWERS["Regression, several labels, class weights"])[0]
-    exec(source.split("rng, nodes =")[0], names := {})
     graph, model = small_graph(), GCN(4, 2)
-    targets = jax.nn.one_hot(graph.y, 2)
+    recipe = dataclasses.replace(GCN_RECIPE, epochs=3, weight_decay=0.1,
+                                 penalise_all=True)
 
     def cross_entropy(out, targets):
         return -(targets * minignn.log_softmax(out)).sum(axis=1).mean()
 
-    recipe = dataclasses.replace(GCN_RECIPE, epochs=3, weight_decay=0.1,
-                                 penalise_all=True)
-    mine, history = train(model, graph, KEY, recipe, 0,
-                          names["steps_for"](cross_entropy, targets))
+    steps = ns.steps_for(cross_entropy, jax.nn.one_hot(graph.y, 2))
+    mine, history = train(model, graph, KEY, recipe, 0, steps)
     params, expected = train(model, graph, KEY, recipe, 0)
     leaves_close(mine, params, 1e-5)
     for name in ("train_loss", "val_loss"):
         close(history[name], expected[name], 1e-5)
+
+    out, classes = normal(5, 2), np.array([0, 1, 1, 0, 1])
+    targets = np.eye(2)[classes]
+    p = 1 / (1 + np.exp(-out))
+    expected = -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).mean()
+    close(ns.binary_cross_entropy(out, targets), expected, 1e-5)
+
+    num_hot = np.sum(ns.heat[:50] > 1.5)                # of those that train
+    weights = np.where(classes == 1, 1 / num_hot, 1 / (50 - num_hot))
+    losses = -np.log(jax.nn.softmax(out)[np.arange(5), classes])
+    expected = np.average(losses, weights=weights)
+    close(ns.weighted_cross_entropy(out, targets), expected, 1e-5)
+    called_hot = np.asarray(ns.is_hot)[100:]
+    assert np.mean(called_hot[ns.heat[100:] <= 1.5]) < 0.15
 
 
 def test_link_prediction():
@@ -295,35 +226,27 @@ def test_link_prediction():
     assert not any(linked[i, j] or linked[j, i] for i, j in hidden)
     assert all(linked[i, j] and linked[j, i] for i, j in links)
 
-    def auc_of(params):
-        z = gcn(params, dense(ns.cora.x), dense(ns.adj))
-        random = [z[i] @ z[j] for i, j in ns.pairs.T]
-        return np.mean([np.mean(z[i] @ z[j] > random) for i, j in hidden])
-
-    _, untrained = ns.init_fun(KEY, ns.cora.x.shape)
-    close(ns.auc, auc_of(ns.params), 1e-3)
-    assert ns.auc > auc_of(untrained) + 0.05
+    z = np.asarray(ns.apply_fun(ns.params, ns.cora.x, ns.adj))
+    random = [z[i] @ z[j] for i, j in ns.pairs.T]
+    above = [np.mean(z[i] @ z[j] > random) for i, j in hidden]
+    close(ns.auc, np.mean(above), 1e-3)
 
 
 def test_one_prediction_per_graph():
     ns = run("One prediction per graph")
-    init_fun, apply_fun = ns.GraphClassifier(4, 2, ns.graph_of_node, 301)
-    shape, params = init_fun(KEY, ns.graph.x.shape)
-    layers, (W, b) = params
-    b = b + jnp.array([1, 2])
-    logits = apply_fun([layers, (W, b)], ns.graph.x, ns.graph.adj)
-    assert logits.shape == shape == (301, 2)
-    W, b, logits = arrays_of((W, b, logits))
-    close(logits[300], b, 1e-6)                         # a graph without nodes
-    is_largest = ns.labels.mean() if ns.labels.mean() > 0.5 else 1 - ns.labels.mean()
-    right = evaluate(ns.model, ns.params, ns.graph)["test_accuracy"]
-    assert right > is_largest + 0.2
+    init_fun, _ = ns.model
+    shape, _ = init_fun(KEY, ns.graph.x.shape)
+    params = jax.tree.map(lambda array: np.asarray(array) + 0.1, ns.params)     # b, too
+    logits = predict(ns.model, params, ns.graph)
+    assert shape == logits.shape
+    ((W0,), (W1,)), (W, b) = params
     for g in range(20):
         kind = ns.kind[ns.graph_of_node == g].tolist()
         bonds = [set(pair) for pair in zip(kind, kind[1:])]
         assert ns.labels[g] == ({0, 1} in bonds)
-        chain = np.eye(len(kind), k=1) + np.eye(len(kind), k=-1)
-        h = gcn(layers, np.eye(3)[kind], gcn_matrix(chain))
+        x = np.eye(3)[kind]
+        A = gcn_matrix(np.eye(len(kind), k=1) + np.eye(len(kind), k=-1))
+        h = A @ np.maximum(A @ x @ W0, 0) @ W1
         close(logits[g], np.maximum(h, 0).sum(axis=0) @ W + b, 1e-4)
 
 
@@ -334,7 +257,7 @@ def test_residual():
     init_fun, apply_fun = ns.model
     shape, params = init_fun(KEY, x.shape)
     assert shape == (6, 7) and len(params) == 6
-    (first,), *middle, (last,) = arrays_of(params)
+    (first,), *middle, (last,) = jax.tree.map(np.asarray, params)
     h = A @ x @ first
     for (W,) in middle:
         r = np.maximum(h, 0)
@@ -352,11 +275,7 @@ def test_residual():
 def test_no_validation_nodes(cora):
     ns = run("No validation nodes")
     assert ns.graph.val.tolist() == cora.train.tolist() == ns.graph.train.tolist()
-    graph = dataclasses.replace(small_graph(), val=jnp.arange(2))
-    model = GCN(4, 2)
-    _, history = train(model, graph, KEY, ns.recipe, log_every=0)
-    assert len(history["val_loss"]) == 100
-    assert history["val_loss"] == history["train_loss"]
+    assert ns.recipe.patience == ns.recipe.epochs == 100
 
 
 # Use ----------------------------------------------------------------------------------
@@ -364,26 +283,10 @@ def test_no_validation_nodes(cora):
 
 def test_predictions(cora):
     ns = run("Predictions")
-    A, x = dense(cora.adj), dense(cora.x)
-    logits = gcn(ns.params, x, A)
-    close(ns.logits, logits, 1e-4)
-    close(ns.probabilities, [softmax(row) for row in logits], 1e-4)
-    close(ns.embeddings, np.maximum(A @ (x @ np.asarray(ns.params[0][0])), 0), 1e-4)
-    assert np.mean(np.asarray(ns.classes) == logits.argmax(axis=1)) > 0.999
-
-    path = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]])
-    rows = ns.words / ns.words.sum(axis=1, keepdims=True)
-    expected = gcn(ns.params, rows, gcn_matrix(path))
-    close(predict(ns.model, ns.params, ns.new), expected, 1e-5)
-    assert math.isnan(evaluate(ns.model, ns.params, ns.new)["test_accuracy"])
-
-
-def is_gcn_of(A, adj):
-    """As gcn_matrix, for large graphs: entry by entry."""
-    degree = A.sum(axis=1) + 1
-    rows, cols = np.nonzero(A | np.eye(len(A), dtype=bool))
-    assert np.array_equal(adj.rows, rows) and np.array_equal(adj.cols, cols)
-    close(adj.values, 1 / np.sqrt(degree[rows] * degree[cols]), 1e-6)
+    close(ns.probabilities, jax.nn.softmax(ns.logits), 1e-5)
+    close(cora.adj @ (ns.embeddings @ ns.params[1][0]), ns.logits, 1e-5)
+    assert ns.new.x.values.tolist() == [0.5, 0.5, 1, 1]         # scaled as Cora's
+    assert ns.new.adj.cols.tolist() == [0, 1, 0, 1, 2, 1, 2]
 
 
 def test_inductive(cora):
@@ -393,13 +296,11 @@ def test_inductive(cora):
     test = np.asarray(cora.test)
     seen = A.copy()
     seen[test], seen[:, test] = False, False
-    is_gcn_of(seen, ns.seen.adj)
-    right = accuracy(gcn(ns.params, dense(cora.x), dense(cora.adj))[test], cora.y[test])
-    close(evaluate(ns.model, ns.params, cora)["test_accuracy"], right, 2e-3)
+    close(dense(ns.seen.adj), gcn_matrix(seen), 1e-6)
 
     larger = np.pad(A, (0, 1))
     larger[2708, :2], larger[:2, 2708] = True, True
-    is_gcn_of(larger, ns.more.adj)
+    close(dense(ns.more.adj), gcn_matrix(larger), 1e-6)
     close(ns.more.x[2708], dense(cora.x)[0], 0)
     assert ns.more.y[2708] == -1
 
@@ -409,15 +310,13 @@ def test_attention_weights():
     edge_index = np.array([[0, 1, 1, 3, 4], [1, 0, 2, 1, 1]])
     adj = minignn.normalize_adjacency(edge_index, 5)
     x = normal(5, 4)
-    W, a1, a2, _ = arrays_of(ns.params[0])
+    W, a1, a2, _ = map(np.asarray, ns.params[0])
     alpha = ns.weights_of([[3, 4, 1, 0], [1, 4, 1, 1]], ns.params[0], x, adj)
     h = (x @ W).reshape(5, 2, 8)
     for k in (0, 1):
         scores = np.array([a1[k] @ h[1, k] + a2[k] @ h[j, k] for j in (0, 1, 3, 4)])
-        into_1 = softmax(np.where(scores > 0, scores, 0.2 * scores))
+        into_1 = jax.nn.softmax(np.where(scores > 0, scores, 0.2 * scores))
         close(alpha[:, k], [into_1[2], 1, into_1[1], into_1[0]], 1e-5)
-    with pytest.raises(KeyError):
-        ns.weights_of([[2], [0]], ns.params[0], x, adj)
 
     # "The second layer's x", as the page says it.
     layers = [minignn.MultiHeadLayer(2, 8, 0),
@@ -472,7 +371,7 @@ def test_pictures(cora):
 def test_it_does_not_learn(cora):
     text = ANSWERS["It does not learn"]
     assert f"$\\ln C$, {math.log(7):.2f} for seven" in text
-    best = -math.log(softmax(np.eye(7)[0])[0])          # softmax of probabilities 1, 0
+    best = -jax.nn.log_softmax(np.eye(7)[0])[0]        # softmax of probabilities 1, 0
     assert f"$\\ln(e + 6) - 1 = {best:.2f}$" in text
 
     model = GCN(16, 7)
@@ -493,20 +392,16 @@ def test_it_does_not_learn(cora):
     assert found["labels"]["train_accuracy"] < 0.7
 
 
-def test_recipes_compile_once_and_zeros_can_be_left_out(cora):
+def test_a_recipes_numbers_compile_nothing_anew(cora):
     model, recipe = GCN(16, 7), dataclasses.replace(GCN_RECIPE, epochs=1)
     train(model, cora, KEY, recipe, log_every=0)
     compiled = minignn.train_step._cache_size()
     recipe = dataclasses.replace(recipe, step_size=0.5, weight_decay=1.0, patience=3)
     train(model, cora, KEY, recipe, log_every=0)
     assert minignn.train_step._cache_size() == compiled
-    assert GCN(16, 7) != model                          # so jit compiles it anew
-    close(dense(minignn.from_dense(cora.x.todense())), dense(cora.x), 0)
 
 
 def test_half_types():
-    half = np.asarray(jnp.bfloat16(256))
-    assert half + half.dtype.type(1) == half
     graph, model = small_graph(), GCN(4, 2)
     _, params = model[0](KEY, graph.x.shape)
     x = graph.x.astype(jnp.bfloat16)
@@ -515,9 +410,6 @@ def test_half_types():
     close(logits, predict(model, params, graph), 1e-2)
 
 
-def test_devices(cora):
+def test_devices():
     ns = run("A GPU, several devices, several hosts")
     assert ns.graph.adj.rows.sharding.spec == jax.sharding.PartitionSpec(("edges",))
-    model = GCN(4, 7)
-    _, params = model[0](KEY, cora.x.shape)
-    close(predict(model, params, ns.graph), predict(model, params, cora), 1e-5)
