@@ -95,16 +95,15 @@ OTHER_FLAGS = [
      ([2, 4], [3], 7, 0.1), GAT_RECIPE)])
 def test_flags_and_the_papers_settings_reach_graph_model_and_training(
         run, monkeypatch, name, flags, model, recipe):
-    seen = {}
+    seen = []
     graph = minignn.make_graph(**small(class_names=list("abcdefg")))
 
     def fake_load(path, normalize):
-        seen["load_graph"] = path, normalize
+        assert (path, normalize) == (CORA, not flags)
         return graph
 
-    def fake_train(*arguments):
-        model, graph, rng, recipe, log_every, steps = arguments
-        seen["train"] = model, graph, rng, vars(recipe), log_every, steps
+    def fake_train(model, graph, rng, recipe, log_every, steps):
+        seen.append((model, graph, rng, vars(recipe), log_every, steps))
         sys.exit()
 
     monkeypatch.setattr(minignn, "load_graph", fake_load)
@@ -114,14 +113,13 @@ def test_flags_and_the_papers_settings_reach_graph_model_and_training(
     monkeypatch.setattr(jax, "make_mesh", lambda *sizes: sizes)
     monkeypatch.setattr(devices, "shard_graph", lambda graph, mesh: mesh)
     run(name, *flags)
-    assert seen["load_graph"] == (CORA, not flags)
     rng, log_every = jax.random.key(0), 10
     if flags:
         rng, log_every = jax.random.key(6), 7
         graph = (2,), ("edges",)
         recipe = dataclasses.replace(
             recipe, epochs=5, step_size=0.2, weight_decay=0.3, patience=4)
-    assert seen["train"] == (model, graph, rng, vars(recipe), log_every, adam_steps)
+    assert seen == [(model, graph, rng, vars(recipe), log_every, adam_steps)]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
