@@ -67,13 +67,10 @@ def test_the_points_are_100_and_every_exercise_has_its_session():
     assert sorted(seen, key=int) == sorted(planned, key=int) == everything
 
 
-CITATION = re.compile(r"([A-Z]\w+)(?: et al\.| & ([A-Z]\w+))? \(?(\d{4})")
-
-
-@pytest.mark.parametrize("page", ["exercises.md", "solutions.md"])
-def test_what_is_cited_is_in_the_list_of_references(page):
+def test_what_is_cited_is_in_the_list_of_references():
     references = re.split(r"^- ", read("references.md"), flags=re.M)
-    cited = CITATION.findall(read(page))
+    citation = r"([A-Z]\w+)(?: et al\.| & ([A-Z]\w+))? \(?(\d{4})"
+    cited = re.findall(citation, EXERCISES + SOLUTIONS)
     assert cited
     for first, second, year in cited:
         assert any(re.match(rf"\S.*?\b{first}\b[^:]*\b{second}\b.*\b{year}\b", entry,
@@ -95,57 +92,44 @@ def solution(name):
 
 WRONG = [
     ("aggregate", "h[cols]", "h[rows]", "numbers differ: row 0, column 0 is"),
-    ("aggregate", "weights[:, None]", "-weights[:, None]", "all is -1 times"),
     ("aggregate", "rows, num_rows", "rows, int(rows.max()) + 1", "shape is [4, 3]"),
     ("normalisation", ", nodes])", "])", "node 0 has no entry for itself"),
     ("normalisation", "bincount(rows,", "bincount(rows[:-num_nodes],", "is inf"),
     ("normalisation", "degree[cols]", "degree[rows]", "is not row"),
-    ("normalisation", "jnp.sqrt(", "(", "numbers differ"),
-    ("gcn_layer", "jax.nn.relu", "", "numbers differ"),
     ("gcn_layer", "W, rows, cols, len(x)) + b", "W + b, rows, cols, len(x))", "differ"),
     ("gcn_layer", "rows, cols, len", "cols, rows, len", "numbers differ"),
     ("segment_softmax", "exp / total[rows]", "exp / exp.sum()", "row 0 sums to 0."),
-    ("segment_softmax", "exp / total[rows]", "exp", "row 0 sums to"),
     ("segment_softmax", " - largest[rows]", "", "case 2, 12 of 14 numbers differ"),
     ("segment_softmax", "largest[rows]", "largest.max()", "case 2, "),
     ("attention", "cols], 0.2", "cols]", "14 numbers differ"),
     ("attention", "h @ a1, h @ a2", "h @ a2, h @ a1", "14 numbers differ"),
     ("attention", "softmax(scores, rows", "softmax(scores, cols", "and must to 1"),
     ("heads", " / len(outputs)", "", "case 2, all is 2 times"),
-    ("heads", "jnp.hstack(outputs)", "jnp.stack(outputs, 2).reshape(len(x), -1)",
-     "numbers differ"),
     ("heads", "aggregate(alpha, h", "aggregate(alpha, x", "shape is [6, 8]"),
     ("gatv2_scores", "units, 0.2) @ a", "units @ a, 0.2)", "14 numbers differ"),
     ("gatv2_scores", "W1)[rows] + (x @ W2)[cols]", "W1)[cols] + (x @ W2)[rows]",
      "numbers differ"),
-    ("cross_entropy", "-log_p", "log_p", "the loss is negative"),
-    ("cross_entropy", ".mean()", ".sum()", "the loss grows with the number of rows"),
-    ("cross_entropy", "axis=1", "axis=0", "is not right"),
-    ("cross_entropy", " - logits.max(axis=1, keepdims=True)", "", "case 3, "),
+    ("cross_entropy", ".mean()", ".sum()", "all is 6 times"),
+    ("cross_entropy", " - logits.max(axis=1, keepdims=True)", "",
+     "case 3, nan is not right"),
     ("adam_step", "m / (1 - 0.9 ** t)", "m", "moves by 0.01, and must by 0.1"),
-    ("adam_step", "v / (1 - 0.999 ** t)", "v", "moves by 3.162, and must by 0.1"),
     ("adam_step", "param - ", "param + ", "moves along its gradient"),
     ("adam_step", "g ** 2", "g", "step 1, v['W']"),
     ("adam_step", "** t))", "** t) + 1e-8)", "step 1, params['W']: "),
     ("residual", "x + layer", "layer", "without a key"),
     ("residual", "adj, rng)\n", "adj)\n", "with a key"),
     ("mean_and_max", "jnp.where(count > 0, largest, 0)", "largest",
-     "the maximum: row 4 is empty and must be 0, and is -inf"),
-    ("mean_and_max", "jnp.where(count > 0, largest, 0)", "jnp.maximum(largest, 0)",
-     "the maximum: "),
-    ("mean_and_max", "jnp.maximum(count, 1)", "count", "row 4 is empty and must be 0"),
-    ("mean_and_max", "jnp.maximum(count, 1)", "len(h)", "the mean: "),
+     "the maximum: 3 of 15 numbers differ: row 4, column 0 is -inf"),
+    ("mean_and_max", "jnp.maximum(count, 1)", "count",
+     "the mean: 3 of 15 numbers differ: row 4, column 0 is nan"),
     ("read_out", "jnp.maximum(count, 1)", "count",
-     "graph 3 is empty and must be 0, and is nan"),
-    ("read_out", "total = ", "num_graphs = int(graph_of_node.max()) + 1\n    total = ",
-     "the shape is [3, 6]"),
+     "3 of 24 numbers differ: row 3, column 3 is nan"),
     ("read_out", "jnp.maximum(count, 1)", "len(h)", "numbers differ"),
     ("cross_entropy_gradient", " / n", "", "all is 6 times what it must be"),
     ("cross_entropy_gradient", "jax.nn.softmax(logits)", "0", "row 0 sums to -0."),
-    ("cross_entropy_gradient", "return (", "return -(", "all is -1 times"),
     ("compare", "ddof=1", "ddof=0", "the unpaired error"),
     ("compare", "error(a - b)", "abs(error(a) - error(b))", "the paired error"),
-    ("compare", "jnp.mean(a - b)", "jnp.mean(b - a)", "the difference"),
+    ("compare", "jnp.mean(a - b)", "jnp.mean(b - a)", "difference: all is -1 times"),
 ]
 
 
@@ -163,42 +147,20 @@ def test_a_typical_mistake_is_refused_and_named(name, right, wrong, message, cap
     assert line.count("\n") == 1
 
 
-def test_every_exercise_has_two_mistakes():
-    names = [name for name, *_ in WRONG]
-    assert all(names.count(name) >= 2 for name in checks.EXERCISES)
-
-
 # The rest of checks.py ----------------------------------------------------------------
 
 
-def test_what_is_not_written_yet(capsys):
-    assert said(capsys, "heads", ...) == "heads: not yet\n"
-    for name in checks.EXERCISES:
-        assert "not yet" in said(capsys, name, lambda *args: None)
-
-
-@pytest.mark.parametrize("name", [
-    "normalisation", "adam_step", "residual", "mean_and_max", "compare"])
-def test_a_part_alone_is_refused(name):
-    with pytest.raises(ValueError, match=r"it must return \d things: \w+"):
-        checks.check(name, lambda *args: (args[0],))
-
-
-@pytest.mark.parametrize("name", ["aggregate", "segment_softmax", "heads"])
-def test_case_shows_what_check_gives(name):
+def test_case_shows_what_check_gives():
     seen = []
 
     def mine(*args):
         seen.append(args)
-        return checks.EXERCISES[name].loops(*checks.map_arrays(np.asarray, args))
+        return checks.heads(*checks.map_arrays(np.asarray, args))
 
-    checks.check(name, mine)
-    assert len(seen) == checks.NUM_CASES
+    checks.check("heads", mine)
+    assert len(seen) == 5
     for number, args in enumerate(seen, start=1):
-        jax.tree.map(np.testing.assert_array_equal, args, checks.case(name, number))
-    for number in (0, 6):
-        with pytest.raises(ValueError, match=f"the case is {number}: it must be"):
-            checks.case(name, number)
+        jax.tree.map(np.testing.assert_array_equal, args, checks.case("heads", number))
 
 
 def test_a_teacher_checks_a_file(tmp_path, capsys):
@@ -215,16 +177,9 @@ def test_a_teacher_checks_a_file(tmp_path, capsys):
     assert lines[5].startswith("heads: TypeError: heads() takes 1 ")
 
 
-def test_the_nearest_mean_of_two_clear_classes():
-    """Two far heaps of 30; the 20 of each that make the means are not counted."""
+def test_the_nearest_mean_counts_only_nodes_that_do_not_make_it():
+    """Two far heaps. 8 of class 0 are in the wrong one, but all 20 make its mean."""
+    labels = np.repeat([0, 1], [20, 40])
     x = np.random.default_rng(0).normal(size=(60, 2))
-    labels = np.arange(60) % 2
-    x[labels == 1] += 20
+    x[8:20] += 20
     assert checks.nearest_mean(x, labels, seed=0) == 1
-    # 40 nodes make the means of the right labels; of the 20 others, half is moved.
-    train = np.concatenate([
-        [i for i in np.random.default_rng(0).permutation(60) if labels[i] == c][:20]
-        for c in (0, 1)])
-    others = np.setdiff1d(np.arange(60), train)
-    x[others[:10]] += 20 * (1 - 2 * labels[others[:10], None])
-    assert checks.nearest_mean(x, labels, seed=0) == 0.5
