@@ -4,6 +4,7 @@ writes docs/course.ipynb and docs/exercises.ipynb, from the .md of the same name
 of Python become cells to run, all between them becomes text. What a block prints is
 left out: the notebook prints it. A first cell finds minignn.py.
 """
+import itertools
 import json
 import pathlib
 import re
@@ -34,35 +35,27 @@ BLOCK = re.compile(r"^```(?:python|py)\n(.*?)\n```\n(?:\s*^```text\n.*?^```\n)?"
                    re.M | re.S)
 
 
-def cells_of(page):
-    """The cells of a page, (type, source): "course" of course.md."""
-    text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
-    cells = [("code", FIRST_CELL)]
-    end = 0
-    for block in BLOCK.finditer(text):
-        cells.append(("markdown", for_jupyter(text[end:block.start()], text)))
-        cells.append(("code", block[1]))
-        end = block.end()
-    cells.append(("markdown", for_jupyter(text[end:], text)))
-    return [(kind, source) for kind, source in cells if source]
-
-
-def for_jupyter(part, text):
-    """A part of a page, its links to headings and pages made into Jupyter's."""
+def for_jupyter(text):
+    """A page, its links to headings and pages made into Jupyter's."""
     for heading in re.findall(r"^#+ (.*)", text, re.M):
         on_the_page = re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
         in_jupyter = heading.replace(" ", "-")
-        part = part.replace(f"](#{on_the_page})", f"](#{in_jupyter})")
+        text = text.replace(f"](#{on_the_page})", f"](#{in_jupyter})")
     for page in PAGES:
-        part = part.replace(f"({page}.md)", f"({page}.ipynb)")
-    return part.strip()
+        text = text.replace(f"({page}.md)", f"({page}.ipynb)")
+    return text
 
 
 def notebook_of(page):
-    """The notebook, as the dict that its file holds."""
+    """The notebook of a page, "course" of course.md, as the dict in its file."""
+    text = for_jupyter((DOCS / f"{page}.md").read_text(encoding="utf-8"))
+    kinds = itertools.cycle(["markdown", "code"])       # text and blocks take turns
     cells = []
-    for i, (kind, source) in enumerate(cells_of(page)):
-        cell = {"cell_type": kind, "id": f"cell-{i}", "metadata": {},
+    for kind, part in zip(kinds, ["", FIRST_CELL, *BLOCK.split(text)]):
+        source = part.strip()
+        if not source:
+            continue
+        cell = {"cell_type": kind, "id": f"cell-{len(cells)}", "metadata": {},
                 "source": source.splitlines(keepends=True)}
         if kind == "code":
             cell |= {"execution_count": None, "outputs": []}
@@ -72,11 +65,7 @@ def notebook_of(page):
             "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}}}
 
 
-def main():
+if __name__ == "__main__":
     for page in PAGES:
         text = json.dumps(notebook_of(page), indent=1, ensure_ascii=False)
         (DOCS / f"{page}.ipynb").write_text(text + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

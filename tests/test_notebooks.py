@@ -58,8 +58,6 @@ def test_a_notebook_alone_says_what_it_needs(monkeypatch, tmp_path):
 @pytest.mark.parametrize("page", PAGES)
 def test_a_notebook_runs_from_the_first_cell_to_the_last(page, monkeypatch):
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
-    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     nbformat = pytest.importorskip("nbformat")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     notebook = nbformat.read(DOCS / f"{page}.ipynb", as_version=4)
