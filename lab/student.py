@@ -9,10 +9,5 @@ import re
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "course.md"
 BLOCK = re.compile(r"^```python\n# gnn\.py\n(.*?)^```$", re.M | re.S)
 
-
-def program():
-    return "\n\n".join(BLOCK.findall(PAGE.read_text(encoding="utf-8")))
-
-
-if __name__ == "__main__":
-    print(program(), end="")
+blocks = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
+print("\n\n".join(blocks), end="")
