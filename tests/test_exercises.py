@@ -63,8 +63,7 @@ def test_the_points_are_100_and_every_exercise_has_its_session():
     assert total == 100
     planned = [number for row in re.findall(r"^\|.*\| (\d.*) \|$", plan, re.M)
                for number in re.findall(r"\d+", row)]
-    everything = [str(number) for number in range(1, 23)]
-    assert sorted(seen, key=int) == sorted(planned, key=int) == everything
+    assert sorted(map(int, seen)) == sorted(map(int, planned)) == [*range(1, 23)]
 
 
 def test_what_is_cited_is_in_the_list_of_references():
@@ -96,6 +95,7 @@ WRONG = [
     ("normalisation", ", nodes])", "])", "node 0 has no entry for itself"),
     ("normalisation", "bincount(rows,", "bincount(rows[:-num_nodes],", "is inf"),
     ("normalisation", "degree[cols]", "degree[rows]", "is not row"),
+    ("gcn_layer", "jax.nn.relu", "", "numbers differ"),
     ("gcn_layer", "W, rows, cols, len(x)) + b", "W + b, rows, cols, len(x))", "differ"),
     ("gcn_layer", "rows, cols, len", "cols, rows, len", "numbers differ"),
     ("segment_softmax", "exp / total[rows]", "exp / exp.sum()", "row 0 sums to 0."),
@@ -120,11 +120,12 @@ WRONG = [
     ("residual", "adj, rng)\n", "adj)\n", "with a key"),
     ("mean_and_max", "jnp.where(count > 0, largest, 0)", "largest",
      "the maximum: 3 of 15 numbers differ: row 4, column 0 is -inf"),
+    ("mean_and_max", "jnp.where(count > 0, largest, 0)", "jnp.maximum(largest, 0)",
+     "the maximum: "),
     ("mean_and_max", "jnp.maximum(count, 1)", "count",
      "the mean: 3 of 15 numbers differ: row 4, column 0 is nan"),
     ("read_out", "jnp.maximum(count, 1)", "count",
      "3 of 24 numbers differ: row 3, column 3 is nan"),
-    ("read_out", "jnp.maximum(count, 1)", "len(h)", "numbers differ"),
     ("cross_entropy_gradient", " / n", "", "all is 6 times what it must be"),
     ("cross_entropy_gradient", "jax.nn.softmax(logits)", "0", "row 0 sums to -0."),
     ("compare", "ddof=1", "ddof=0", "the unpaired error"),
@@ -142,9 +143,8 @@ def test_a_typical_mistake_is_refused_and_named(name, right, wrong, message, cap
     assert right in source
     exec(source.replace(right, wrong), session)
     line = said(capsys, name, session[name])
-    assert re.match(rf"{name}: case \d, ", line)
+    assert re.fullmatch(rf"{name}: case \d, .*\n", line)
     assert message in line
-    assert line.count("\n") == 1
 
 
 # The rest of checks.py ----------------------------------------------------------------
