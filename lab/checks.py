@@ -16,7 +16,6 @@ import dataclasses
 import io
 import math
 import pathlib
-import statistics
 import sys
 from collections.abc import Callable
 from unittest import mock
@@ -70,11 +69,8 @@ def map_arrays(function, args):
     return jax.tree.map(lambda leaf: function(leaf) if np.ndim(leaf) else leaf, args)
 
 
-# What differs -------------------------------------------------------------------------
-
-
 def what_differs(exercise, args, got, want):
-    """A phrase for the first difference of two results, dicts of parts, or None."""
+    """A phrase for the first difference, or None; got, want: {words before: part}."""
     for part, right in want.items():
         mine, right = np.asarray(got[part], float), np.asarray(right, float)
         if mine.shape != right.shape:
@@ -111,8 +107,7 @@ class Exercise:
     case: Callable              # (random generator, number) -> arguments
     loops: Callable             # what a student's function has to equal
     rule: Callable = lambda args, part, got: None       # a phrase, if got breaks it
-    # How to call it. The keys are what check says before something on a part.
-    call: Callable = lambda function, *args: {"": function(*args)}
+    call: Callable = lambda function, *args: {"": function(*args)}      # -> parts
 
 
 def normal(rng, *shape):
@@ -427,8 +422,13 @@ def cross_entropy_gradient_rule(args, part, got):
 
 def compare(a, b):
     n = len(a)
-    variance = statistics.variance          # with n - 1 in the denominator
-    return (statistics.mean(a - b),
+
+    def variance(numbers):
+        mean = sum(numbers) / n
+        squares = sum((number - mean) ** 2 for number in numbers)
+        return squares / (n - 1)
+
+    return (sum(a - b) / n,
             math.sqrt((variance(a) + variance(b)) / n),
             math.sqrt(variance(a - b) / n))
 
