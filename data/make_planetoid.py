@@ -20,6 +20,12 @@ import numpy as np
 class Csr:
     """SciPy's csr_matrix as it is pickled: data, indices, indptr and _shape."""
 
+    def toarray(self):
+        array = np.zeros(self._shape, self.data.dtype)
+        rows = np.repeat(np.arange(len(array)), np.diff(self.indptr))
+        array[rows, self.indices] = self.data
+        return array
+
 
 # The function that makes a pickled array anew; its module has had two names.
 reconstruct, *_ = np.zeros(0).__reduce__()
@@ -30,10 +36,8 @@ ALLOWED = {
     "numpy.core.multiarray._reconstruct": reconstruct,
     "numpy._core.multiarray._reconstruct": reconstruct,
     "scipy.sparse.csr.csr_matrix": Csr,
-    "scipy.sparse._csr.csr_matrix": Csr,
     "collections.defaultdict": collections.defaultdict,
     "__builtin__.list": list,           # Python 2's name of builtins
-    "builtins.list": list,
 }
 
 
@@ -42,14 +46,6 @@ class Unpickler(pickle.Unpickler):
         if f"{module}.{name}" not in ALLOWED:
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a pickle")
         return ALLOWED[f"{module}.{name}"]
-
-
-def to_array(matrix):
-    """A Csr as an array [n, m]."""
-    array = np.zeros(matrix._shape, matrix.data.dtype)
-    rows = np.repeat(np.arange(len(array)), np.diff(matrix.indptr))
-    array[rows, matrix.indices] = matrix.data
-    return array
 
 
 def make_planetoid(folder, name):
@@ -64,13 +60,13 @@ def make_planetoid(folder, name):
     # index leaves papers out: they keep no words (0) and no class (-1).
     index_file = pathlib.Path(folder) / f"ind.{name}.test.index"
     test = np.array(index_file.read_text().split(), np.int64)
-    first_x = to_array(load("allx"))
+    first_x = load("allx").toarray()
     num_first, num_words = first_x.shape
     num_papers = test.max() + 1
 
     x = np.zeros((num_papers, num_words), first_x.dtype)
     x[:num_first] = first_x
-    x[test] = to_array(load("tx"))
+    x[test] = load("tx").toarray()
     y = np.full(num_papers, -1, np.int32)
     y[:num_first] = load("ally").argmax(axis=1)             # one-hot: [n, C] -> [n]
     y[test] = load("ty").argmax(axis=1)
@@ -97,11 +93,6 @@ def make_planetoid(folder, name):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
     _, folder, name = sys.argv
     output = pathlib.Path(__file__).with_name(f"{name}.npz")
-    arrays = make_planetoid(folder, name)
-    np.savez_compressed(output, **arrays)
-    described = [f"{key} {a.dtype} {a.shape}" for key, a in arrays.items()]
-    print(f"wrote {output}:", ", ".join(described))
+    np.savez_compressed(output, **make_planetoid(folder, name))
