@@ -16,6 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 import minignn
+from minignn import GAT_RECIPE, GCN_RECIPE
 
 # Okabe & Ito's palette, with black in place of its yellow, which is too pale on white.
 # Where a colour carries meaning, a marker or a word carries it, too.
@@ -36,43 +37,27 @@ plt.rcParams.update({
 
 graph = minignn.load_graph()
 rows, cols, y = map(np.asarray, (graph.adj.rows, graph.adj.cols, graph.y))
-degree = np.bincount(rows)
 names = [name.replace("_", " ").capitalize() for name in graph.class_names]
 
-# The runs of python train_gcn.py and python train_gat.py ------------------------------
-
-KEY = jax.random.key(0)
-GCN_RECIPE, GAT_RECIPE = minignn.GCN_RECIPE, minignn.GAT_RECIPE
+KEY = jax.random.key(0)         # as in train_gcn.py and train_gat.py
 GCN = minignn.GCN(16, 7)
 GAT = minignn.GAT([8, 1], [8], 7)
 
 
 @functools.cache
 def run(model, recipe):
-    return minignn.train(model, graph, KEY, recipe, log_every=0)
+    """Train -> (params, history, the epoch of these params, by their loss)."""
+    params, history = minignn.train(model, graph, KEY, recipe, log_every=0)
+    val_loss = float(minignn.evaluate(model, params, graph)["val_loss"])
+    return params, history, 1 + history["val_loss"].index(val_loss)
 
 
-def kept_epoch(rule, history):
-    """The epoch whose params train returned: the last that the rule kept."""
-    epochs = range(1, len(history["val_loss"]) + 1)
-    parts = [{name: values[:n] for name, values in history.items()} for n in epochs]
-    return max(n for n, part in zip(epochs, parts) if rule(part)[1])
-
-
-@functools.cache
-def in_two_dimensions(is_trained):
+def in_two_dimensions(params):
     """The hidden layer of the GCN, ReLU(Â X W0), placed by t-SNE: [N, 16] -> [N, 2]."""
     from sklearn.manifold import TSNE
-    params, _ = run(GCN, GCN_RECIPE)
-    if not is_trained:
-        init_rng, _ = jax.random.split(KEY)                 # as in the training
-        _, params = GCN[0](init_rng, graph.x.shape)
     (W0,), _ = params
     h = jax.nn.relu(graph.adj @ (graph.x @ W0))
     return TSNE(init="pca", random_state=0).fit_transform(np.asarray(h))
-
-
-# Parts of several pictures ------------------------------------------------------------
 
 
 def write(ax, place, text, **style):
@@ -80,32 +65,26 @@ def write(ax, place, text, **style):
 
 
 def arrow(ax, start, end, **style):
-    style = dict(arrowstyle="-|>", color="#555555", shrinkA=0, shrinkB=0,
-                 linewidth=1.5) | style
+    style = dict(arrowstyle="-|>", color="#555555", linewidth=1.5) | style
     ax.annotate("", end, start, arrowprops=style, zorder=1)
 
 
-def on_circle(radius, angle):
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
-
-
-def draw_graph(ax, places, edges, texts, faces, size=560):
-    """Circles with a text in each, and lines. places: [N, 2]; edges: pairs of nodes."""
-    for i, j in edges:
-        ax.plot(*places[[i, j]].T, color="#aaaaaa", zorder=1)
-    ax.scatter(*places.T, size, faces, edgecolors="#444444", clip_on=False, zorder=2)
+def draw_graph(ax, places, edges, texts, faces):
+    """Circles with a text in each, and lines. places: [N, 2]; edges: [2, number]."""
+    ax.plot(*places.T[:, edges], color="#aaaaaa", zorder=1)
+    ax.scatter(*places.T, 560, faces, edgecolors="#444444", clip_on=False, zorder=2)
     for place, text in zip(places, texts):
         write(ax, place, text)
     ax.set_aspect("equal")
     ax.axis("off")
 
 
-def draw_matrix(ax, shades, texts, **labels):
-    """Numbers from 0 to 1 as shades of blue, with a text in each cell."""
-    ax.imshow(shades, cmap="Blues", vmin=0, vmax=1)
-    for (i, j), shade in np.ndenumerate(shades):
-        color = "white" if shade > 0.5 else "black" if shade > 0 else GREY
-        write(ax, (j, i), texts[i][j], color=color)
+def draw_matrix(ax, matrix, darkest, **labels):
+    """Numbers, each on a shade of blue: from 0, almost white, to the darkest."""
+    ax.imshow(matrix, cmap="Blues", vmin=0, vmax=darkest)
+    for (i, j), number in np.ndenumerate(matrix):
+        color = "white" if number > darkest / 2 else "black" if number > 0 else GREY
+        write(ax, (j, i), f"{number:.2g}", color=color)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set(**labels)
@@ -122,12 +101,12 @@ PAPER = 1515        # of its seven neighbours, one has 168, and two have no othe
 
 
 def neighbourhood(ax, weights, title):
-    """The paper, neighbours around it, and its weights -> neighbours, their angles."""
+    """The paper, its neighbours, its weights -> the neighbours, angles, places."""
     entries = np.flatnonzero(rows == PAPER)
     order = np.lexsort((y[cols[entries]], cols[entries] != PAPER))      # itself first
-    weights, nodes = weights[entries[order]], cols[entries[order]]
+    weights, nodes = np.asarray(weights)[entries[order]], cols[entries[order]]
     angles = np.pi / 2 + np.linspace(0, 2 * np.pi, len(nodes))[:-1]
-    places = np.vstack([[0, 0], on_circle(1, angles)])
+    places = np.vstack([[0, 0], np.transpose([np.cos(angles), np.sin(angles)])])
     for place, node, weight in zip(places, nodes, weights):
         if node != PAPER:
             arrow(ax, 0.85 * place, 0.21 * place, linewidth=0.5 + 14 * weight,
@@ -140,62 +119,55 @@ def neighbourhood(ax, weights, title):
     ax.set_title(title, pad=16)
     ax.set_aspect("equal")
     ax.axis("off")
-    return nodes[1:], angles
+    return nodes[1:], angles, places[1:]
 
 
-# The graph of five nodes --------------------------------------------------------------
-
+# The graph of five nodes.
 FIVE_EDGES = np.array([[0, 0, 0, 1, 3],
                        [1, 2, 3, 2, 4]])
 PLACES = np.array([[0, 0], [-1.75, 1.3], [-1.75, -1.3], [2.2, 0], [3.9, 0]])
 five = minignn.normalize_adjacency(np.hstack([FIVE_EDGES, FIVE_EDGES[::-1]]), 5)
 five_rows, five_cols = np.asarray(five.rows), np.asarray(five.cols)
+A_hat = np.asarray(five.todense())
 
 
 def adjacency():
     _, axes = plt.subplots(1, 3, figsize=(11, 3.6))
-    draw_graph(axes[0], PLACES, FIVE_EDGES.T, range(5), PALE_BLUE)
+    draw_graph(axes[0], PLACES, FIVE_EDGES, range(5), PALE_BLUE)
     axes[0].set_title("Five nodes, five edges")
-    normalized = np.asarray(five.todense())
-    ones = (normalized > 0).astype(int)
-    rounded = np.vectorize(lambda number: f"{number:.2f}" if number else "0")
-    panels = ((ones, ones, "A, and the degrees"),
-              (normalized, rounded(normalized), "Â = D⁻½ A D⁻½"))
-    for ax, (matrix, texts, title) in zip(axes[1:], panels):
-        draw_matrix(ax, matrix / 2, texts, title=title, xticks=range(5),
-                    yticks=range(5), xlabel="from node j", ylabel="node i gathers")
-    for i, d in enumerate(ones.sum(axis=1)):
+    A = (A_hat > 0).astype(int)
+    panels = (A, "A, and the degrees"), (A_hat, "Â = D⁻½ A D⁻½")
+    for ax, (matrix, title) in zip(axes[1:], panels):
+        draw_matrix(ax, matrix, 2, title=title, xticks=range(5), yticks=range(5),
+                    xlabel="from node j", ylabel="node i gathers")
+    for i, d in enumerate(A.sum(axis=1)):
         write(axes[1], (5.2, i), f"d{'₀₁₂₃₄'[i]} = {d}")
 
 
 def messages():
     h = np.array([4, 6, 3, 9, 2])
-    weights = np.asarray(five.values)
-    products = weights * h[five_cols]
-    sums = np.bincount(five_rows, products)
-    text_places = [(1.2, 1.1), (-0.3, 1.4), (-0.3, -1.4), (1.2, -0.65)]     # of 0 to 3
-    multiplied = [f"{w:.3f} · {h[j]}\n= {product:.2f}"
-                  for w, j, product in zip(weights, five_cols, products)]
+    products = A_hat[0] * h
+    sums = A_hat @ h
     _, axes = plt.subplots(1, 3, figsize=(12, 3.3))
-    panels = (("1. Fetch: h[cols]", h, h[five_cols].tolist()),
-              ("2. Multiply: weights * h[cols]", h, multiplied),
-              ("3. Add up, at all nodes", sums.round(1), None))
-    for ax, (title, numbers, texts) in zip(axes, panels):
-        draw_graph(ax, PLACES, [(1, 2), (3, 4)] if texts else FIVE_EDGES.T, numbers,
-                   ["#f6d9a8"] + 4 * [PALE_BLUE])
+    panels = (("1. Fetch: h[cols]", h), ("2. Multiply: weights * h[cols]", h),
+              ("3. Add up, at all nodes", sums.round(1)))
+    for ax, (title, numbers) in zip(axes, panels):
+        draw_graph(ax, PLACES, FIVE_EDGES, numbers, ["#f6d9a8"] + 4 * [PALE_BLUE])
         ax.set(title=title, ylim=(-2.1, 2.2))
         for i, place in enumerate(PLACES):
             place = place + [0, 0.62 if i == 1 else -0.62]
             write(ax, place, f"node {i}", fontsize=8.5, color="#666666")
-        if not texts:
-            total = " + ".join(f"{product:.2f}" for product in products[five_rows == 0])
-            write(ax, (1.2, 1.3), f"{total}\n= {sums[0]:.2f}", color="#B34700")
-            continue
+    for ax in axes[:2]:
         arrow(ax, (-0.2, 0.36), (0.2, 0.36), connectionstyle="arc3,rad=-1.6")
         for source in (1, 2, 3):
             arrow(ax, PLACES[source], PLACES[0], shrinkA=14, shrinkB=14)
-        for e in np.flatnonzero(five_rows == 0):
-            write(ax, text_places[five_cols[e]], texts[e], color="#B34700")
+    red = "#B34700"
+    for j, place in enumerate([(1.2, 1.1), (-0.3, 1.4), (-0.3, -1.4), (1.2, -0.65)]):
+        multiplied = f"{A_hat[0, j]:.3f} · {h[j]}\n= {products[j]:.2f}"
+        write(axes[0], place, h[j], color=red)
+        write(axes[1], place, multiplied, color=red)
+    total = " + ".join(f"{product:.2f}" for product in products[:4])
+    write(axes[2], (1.2, 1.3), f"{total}\n= {sums[0]:.2f}", color=red)
 
 
 def segment_softmax():
@@ -213,7 +185,7 @@ def segment_softmax():
         ("alpha = exp / total", np.asarray(alpha), ".3f"))
     faces = np.array(["#fbe3b5", "#d6ecf9", "#cdebdf", "#f3dbe8", "#e6e6e6"])
     _, (left, ax) = plt.subplots(1, 2, width_ratios=[1, 4.6], figsize=(12.4, 3.3))
-    draw_graph(left, PLACES[:, ::-1] * [1, -1], FIVE_EDGES.T, range(5), faces)
+    draw_graph(left, PLACES[:, ::-1] * [1, -1], FIVE_EDGES, range(5), faces)
     for line, (name, numbers, form) in enumerate(lines):
         is_sum = len(numbers) == 5
         bounds = np.searchsorted(five_rows, range(6)) if is_sum else range(16)
@@ -226,40 +198,13 @@ def segment_softmax():
     ax.axis("off")
 
 
-# Angle, distance from the middle and parent of each node in the picture of hops.
-HOPS = np.array([
-    (0, 0, 0), (90, 1, 0), (215, 1, 0), (330, 1, 0),
-    (60, 2, 1), (90, 2, 1), (120, 2, 1), (200, 2, 2), (235, 2, 2), (330, 2, 3),
-    (48, 3, 4), (75, 3, 4), (120, 3, 6), (195, 3, 7), (320, 3, 9), (343, 3, 9)])
-HOPS_TEXT = ("0: the node that is classified", "1: one edge away, seen by one layer",
-             "2: two edges away, seen by two layers", "3: three edges away, not seen")
-
-
-def hops():
-    _, ax = plt.subplots(figsize=(7, 4.4))
-    angles, distances, parents = HOPS.T
-    edges = [(2, 3), (5, 6), *enumerate(parents)]
-    faces = np.array(["#D55E00", "#E69F00", "#56B4E9", "#ececec"])[distances]
-    places = on_circle(distances, np.deg2rad(angles))
-    draw_graph(ax, places, edges, distances, faces, size=300)
-    for radius in (1.5, 2.5):
-        ax.add_patch(plt.Circle((0, 0), radius, fill=False, edgecolor=GREY,
-                                linestyle=":", clip_on=False, zorder=0))
-    write(ax, (3.4, 0), "\n\n".join(HOPS_TEXT), ha="left")
-
-
-# Cora ---------------------------------------------------------------------------------
-
-
 def cora():
     is_edge = rows != cols
-    counts = np.zeros((7, 7), int)
-    np.add.at(counts, (y[rows[is_edge]], y[cols[is_edge]]), 1)
-    shades = counts / counts.sum(axis=1, keepdims=True)
+    counts, _, _ = np.histogram2d(y[rows[is_edge]], y[cols[is_edge]], bins=7)
+    percent = (100 * counts / counts.sum(axis=1, keepdims=True)).round()
     _, ax = plt.subplots(figsize=(5.8, 4.8))
     draw_matrix(
-        ax, shades, (100 * shades).round().astype(int),
-        title="Neighbours mostly share a class (% of each row)",
+        ax, percent, 100, title="Neighbours mostly share a class (% of each row)",
         xlabel="class of its neighbours", ylabel="class of a paper (number of papers)")
     ax.set_xticks(range(7), names, rotation=40, ha="right", rotation_mode="anchor")
     sizes = np.bincount(y)
@@ -276,10 +221,10 @@ def eigenvalues():
         ("I + D⁻½ A D⁻½: the first-order filter", before + 1, ORANGE),
         ("Â: self-loops first, then normalised",
          np.linalg.eigvalsh(normalized), BLUE))
+    edges = np.linspace(-1.025, 2.025, 62)
     _, axes = plt.subplots(3, 1, sharex=True, sharey=True, figsize=(7.6, 6))
     for ax, (title, values, color) in zip(axes, panels):
-        heights, edges, _ = ax.hist(
-            values, np.linspace(-1.025, 2.025, 62), color=color, histtype="stepfilled")
+        heights, _, _ = ax.hist(values, edges, color=color, histtype="stepfilled")
         values = values.round(6) + 0                        # no -0
         ax.set_title(f"{title}. From {values[0]:.2f} to {values[-1]:.2f}", loc="left")
         ax.set(ylabel="eigenvalues", ylim=(0, 400))
@@ -294,9 +239,8 @@ def history():
     _, axes = plt.subplots(2, 2, sharex="col", figsize=(9, 5.4))
     panels = ("GCN", GCN, GCN_RECIPE), ("GAT", GAT, GAT_RECIPE)
     for column, (name, model, recipe) in zip(axes.T, panels):
-        _, numbers = run(model, recipe)
+        _, numbers, kept = run(model, recipe)
         epochs = np.arange(1, len(numbers["val_loss"]) + 1)
-        kept = kept_epoch(recipe.rule, numbers)
         for ax, what, top in zip(column, ("loss", "accuracy"), (2.05, 1.03)):
             train, val = numbers[f"train_{what}"], numbers[f"val_{what}"]
             ax.plot(epochs, train, color=BLUE, label="140 training nodes")
@@ -311,9 +255,12 @@ def history():
 
 def hidden():
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.9))
+    init_rng, _ = jax.random.split(KEY)                     # as in the training
+    _, untrained = GCN[0](init_rng, graph.x.shape)
+    trained, _, _ = run(GCN, GCN_RECIPE)
     titles = "Before training: random weights", "After training"
-    for ax, is_trained, title in zip(axes, (False, True), titles):
-        scatter_classes(ax, in_two_dimensions(is_trained))
+    for ax, params, title in zip(axes, (untrained, trained), titles):
+        scatter_classes(ax, in_two_dimensions(params))
         ax.set(title=title, xlabel="t-SNE 1", ylabel="t-SNE 2")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center",
                   ncols=4, markerscale=2.2,
@@ -321,11 +268,10 @@ def hidden():
 
 
 def attention():
-    params, numbers = run(GAT, GAT_RECIPE)
-    epoch = kept_epoch(GAT_RECIPE.rule, numbers)
+    params, _, epoch = run(GAT, GAT_RECIPE)
     free_recipe = dataclasses.replace(GAT_RECIPE, weight_decay=0.0, epochs=epoch,
                                       rule=lambda history: (True, True))
-    free_params, _ = run(GAT, free_recipe)
+    free_params, _, _ = run(GAT, free_recipe)
     alpha, free = [minignn.attention(a1, a2, (graph.x @ W).reshape(-1, 8, 8), graph.adj)
                    for (W, a1, a2, _), _ in (params, free_params)]      # [E, H]
     here = free[rows == PAPER]
@@ -337,18 +283,15 @@ def attention():
               ("GAT\nthe same without weight decay", free[:, head]))
     axes = upper.subplots(1, 3)
     for ax, (title, weights) in zip(axes, panels):
-        neighbourhood(ax, np.asarray(weights), title)
+        neighbourhood(ax, weights, title)
     axes[1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.05), ncols=3,
                    markerscale=0.5)
     ax = lower.subplots()
-    kinds = (("with weight decay, as in the paper", alpha, BLUE),
-             ("without weight decay", free, ORANGE))
-    for name, weights, color in kinds:
-        times_mean = weights * degree[rows][:, None]        # 1: as much as in the mean
-        ax.hist(times_mean.ravel(), np.linspace(0.4, 2.1, 86), log=True, color=color,
-                alpha=0.55, histtype="stepfilled", label=name)
-        print("  {}, weight times degree: 99 % from {:.2f} to {:.2f}, all from {:.2f} "
-              "to {:.2f}".format(name, *np.quantile(times_mean, [0.005, 0.995, 0, 1])))
+    degrees = np.bincount(rows)[rows, None]
+    times_mean = [(weights * degrees).ravel() for weights in (alpha, free)]
+    ax.hist(times_mean, np.linspace(0.4, 2.1, 86), log=True, histtype="stepfilled",
+            alpha=0.55, color=[BLUE, ORANGE],
+            label=["with weight decay, as in the paper", "without weight decay"])
     ax.axvline(1, color="black", linewidth=0.8, linestyle=":")
     ax.set(xlabel="attention weight alpha_ij times degree d_i: 1 is the plain mean",
            ylabel="number of weights, all entries and heads", xlim=(0.4, 2.1))
@@ -357,25 +300,24 @@ def attention():
 
 def overview():
     figure, (left, right) = plt.subplots(1, 2, width_ratios=[5, 6], figsize=(11, 5.2))
-    nodes, angles = neighbourhood(
-        left, np.asarray(graph.adj.values), "A paper gathers from its neighbours")
-    for node, angle in zip(nodes, angles):                  # and what is behind them
+    title = "A paper gathers from its neighbours"
+    around = neighbourhood(left, graph.adj.values, title)
+    for node, angle, place in zip(*around):                 # and what is behind them
         beyond = np.setdiff1d(cols[rows == node], [node, PAPER])
         width = min(0.06 * len(beyond), 0.4)
         fan = angle + np.linspace(-width, width, len(beyond) + 2)[1:-1]
-        for place, c in zip(on_circle(1.62, fan), y[beyond]):
-            left.plot(*np.stack([on_circle(1, angle), place]).T, color="#bbbbbb",
-                      linewidth=0.8, zorder=1)
-            left.scatter(*place, s=18, c=COLORS[c], zorder=2)
+        ends = 1.62 * np.transpose([np.cos(fan), np.sin(fan)])
+        for end, c in zip(ends, y[beyond]):
+            left.plot(*zip(place, end), color="#bbbbbb", linewidth=0.8, zorder=1)
+            left.scatter(*end, s=18, c=COLORS[c], zorder=2)
     left.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=3, markerscale=0.5)
-    params, _ = run(GCN, GCN_RECIPE)
+    params, _, _ = run(GCN, GCN_RECIPE)
     percent = 100 * minignn.evaluate(GCN, params, graph)["test_accuracy"]
-    points = in_two_dimensions(True)
+    points = in_two_dimensions(params)
     scatter_classes(right, points)
     for c, name in enumerate(names):
         write(right, np.median(points[y == c], axis=0), name,
-              bbox=dict(boxstyle="round,pad=0.2", facecolor="white",
-                        edgecolor=COLORS[c], alpha=0.9))
+              bbox=dict(boxstyle="round,pad=0.2", fc="white", ec=COLORS[c], alpha=0.9))
     right.axis("off")
     right.set_title(f"A GCN that saw 140 labels: {percent:.1f} % of test papers right")
     figure.supxlabel(
@@ -385,17 +327,17 @@ def overview():
 
 
 PICTURES = {picture.__name__: picture for picture in (
-    adjacency, messages, segment_softmax, hops, cora, eigenvalues, history,
-    hidden, attention, overview)}
+    adjacency, messages, segment_softmax, cora, eigenvalues, history, hidden,
+    attention, overview)}
 
 
 def draw(name, folder=pathlib.Path(minignn.__file__).parent / "docs"):
     """Draw a picture -> its path. The same run gives the same file: it has no date."""
-    has_dots = name in ("hidden", "overview")               # too many for an SVG
-    path = folder / (f"{name}.png" if has_dots else f"{name}.svg")
+    suffix = "png" if name in ("hidden", "overview") else "svg"     # too many dots
+    path = folder / f"{name}.{suffix}"
     PICTURES[name]()
     plt.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.12,
-                metadata={} if has_dots else {"Date": None})
+                metadata={"Date": None})
     plt.close()
     return path
 

@@ -15,7 +15,7 @@ def test_every_picture_that_a_page_shows_is_there():
     assert [picture for picture in shown if not picture.is_file()] == []
 
 
-@pytest.mark.parametrize("name", ["adjacency", "messages", "segment_softmax", "hops"])
+@pytest.mark.parametrize("name", ["adjacency", "messages", "segment_softmax"])
 def test_a_picture_drawn_again_is_the_same_file(name, tmp_path):
     matplotlib = pytest.importorskip("matplotlib", reason="pictures need matplotlib")
     from lab import figures
