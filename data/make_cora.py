@@ -47,6 +47,8 @@ def make_cora(folder):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     _, folder = sys.argv
     output = pathlib.Path(__file__).with_name("cora.npz")
     np.savez_compressed(output, **make_cora(folder))

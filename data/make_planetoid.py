@@ -93,6 +93,8 @@ def make_planetoid(folder, name):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
     _, folder, name = sys.argv
     output = pathlib.Path(__file__).with_name(f"{name}.npz")
     np.savez_compressed(output, **make_planetoid(folder, name))
