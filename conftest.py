@@ -15,6 +15,9 @@ from minignn import load_graph
 
 ROOT = pathlib.Path(__file__).resolve().parent
 KEY = jax.random.key(0)
+# Compile in half the time what runs a few times only, and need not be fast.
+jax.config.update("jax_disable_most_optimizations", True)
+
 slow = pytest.mark.skipif("CI" not in os.environ, reason="takes long: CI=true runs it")
 
 
@@ -37,24 +40,20 @@ def normal(*shape, seed=0):
 
 def dense(sparse):
     """The array [n, m] of a Sparse; what is in one place is added up."""
-    matrix = np.zeros(sparse.shape, np.asarray(sparse.values).dtype)
-    places = np.asarray(sparse.rows), np.asarray(sparse.cols)
-    np.add.at(matrix, places, np.asarray(sparse.values))
-    return matrix
+    return np.array(sparse.todense())
 
 
 def small(**changes):
     """The arrays of a graph of six nodes, some of them replaced."""
     nodes = np.arange(6)
-    arrays = {
+    return {
         "x": np.arange(18.0).reshape(6, 3),
         "edge_index": np.array([[0, 1, 2, 3], [1, 2, 3, 4]]),
         "y": np.array([0, 1, 1, 0, 1, -1]),
         "train_mask": np.isin(nodes, [0, 1]),
         "val_mask": np.isin(nodes, [2, 3]),
         "test_mask": np.isin(nodes, [4]),
-    }
-    return arrays | changes
+    } | changes
 
 
 @contextlib.contextmanager
@@ -82,13 +81,6 @@ def tolerance(request):
             yield 1e-10
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compile_quickly():
-    """Compile in half the time what runs a few times only, and need not be fast."""
-    with switch("jax_disable_most_optimizations", True):
-        yield
-
-
 @pytest.fixture(scope="session")
 def cora():
     return load_graph()
@@ -100,16 +92,12 @@ BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\s*^```text\n(.*?)^```\n)?", re.M
 
 
 class Console(code.InteractiveConsole):
-    """The interactive Python into which a reader pastes a block, line by line.
+    """The Python into which a reader pastes, line by line; an error ends the test."""
 
-    An error ends the test.
-    """
-
-    def showtraceback(self):
+    def showtraceback(self, *_, **__):
         raise
 
-    def showsyntaxerror(self, *_, **__):
-        raise
+    showsyntaxerror = showtraceback
 
 
 def paste(console, source):
@@ -125,8 +113,7 @@ def run_blocks(text):
     """Paste all python blocks of a page; each must print the text block under it."""
     console = Console()
     for source, expected in BLOCK.findall(text):
-        lines = [line.rstrip() for line in expected.splitlines()]
-        assert paste(console, source) == lines
+        assert paste(console, source) == expected.splitlines()
     return console
 
 
