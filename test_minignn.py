@@ -64,9 +64,7 @@ EDGES = [
 
 
 def neighbourhoods():
-    """For each node i, the nodes that it gathers from: itself, and those that point at
-    it.
-    """
+    """For each node i, the nodes that it gathers from, itself among them."""
     neighbours = []
     for i in range(NUM_NODES):
         sources = {source for source, target in EDGES if target == i}
