@@ -371,12 +371,12 @@ def test_what_does_not_fit_a_matrix_is_refused():
             not_an_array()
 
 
-def test_a_sparse_equals_itself_only_and_cannot_be_changed():
-    a, other = sparse_matrix(), sparse_matrix()
-    assert a == a and a != other and len({a, other}) == 2
-    for instance, name in (a, "values"), (make_graph(**small()), "y"):
+def test_a_sparse_and_a_graph_equal_only_themselves_and_cannot_be_changed():
+    for make, name in (sparse_matrix, "values"), (lambda: make_graph(**small()), "y"):
+        one, other = make(), make()
+        assert one == one and one != other and len({one, other}) == 2
         with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(instance, name, 0)
+            setattr(one, name, 0)
 
 
 # 2. GCN -------------------------------------------------------------------------------
