@@ -2,44 +2,22 @@
 
     python lab/experiments.py NAME [NUMBER or METHOD]
 
-The GCN of the paper, with one change:
+The page's sections say what each NAME changes:
 
-    gcn                 none, to compare with
-    no-graph            each node hears only itself: the adjacency is the identity
-    no-words            the identity as features: the model knows only the graph
-    no-self-loops       D^-1/2 A D^-1/2, without the node itself
-    row-normalized      D^-1 (A + I): the mean in place of the symmetric weights
-    labels NUMBER       NUMBER training nodes per class, drawn from the public split's
-    random-split        a split of the public one's sizes, drawn from all nodes
-    code-rule           the stopping rule of the authors' code, not the paper's
-    depth NUMBER        NUMBER layers, to the last epoch; and how rough the last hidden
-                        layer is on the graph, untrained and trained
-    residual NUMBER     the same with residual layers, those from 16 units to 16
-
-The GAT of the paper, with one change:
-
-    gat                 none, to compare with
-    gat-no-attention    the mean: a node gives all its neighbours the same weight
-    gat-gcn-weights     the GCN's weights in place of the attention's
-    gcn-as-gat          a GCN with the GAT's units, biases, ELU, dropout and recipe
-
-Several models:
-
-    homophily NUMBER    on random graphs, NUMBER percent of the edges within a class
-    noisy NUMBER        NUMBER percent of the nodes mislead, and a feature says which
-    lookup NUMBER       dictionaries of NUMBER entries, and nodes that look one up
-    fair [METHOD]       a row of the fair table: label-propagation, no-graph, sgc, gcn,
-                        gat or gatv2; without METHOD all of them
-    compare             means and paired differences of all that is in --results
-
-Random choices use the seed of the run; the model is trained with the same seed.
+    1   compare: means and paired differences of all that is in --results
+    2   fair METHOD: label-propagation, no-graph, sgc, gcn, gat or gatv2
+    3   gcn, no-graph, no-words, no-self-loops, row-normalized, code-rule, random-split,
+        labels NUMBER
+    4   depth NUMBER, residual NUMBER
+    5   gat, gat-no-attention, gat-gcn-weights, gcn-as-gat, noisy NUMBER, lookup NUMBER
+    6   homophily NUMBER
 """
 import argparse
+import collections
 import dataclasses
 import functools
 import itertools
 import json
-import math
 import pathlib
 import sys
 import time
@@ -96,14 +74,11 @@ def labels(graph, seed, number):
     return dataclasses.replace(graph, train=nodes)
 
 
-def random_split(graph, seed, number=None, without=()):
-    """20 training nodes per class, 500 validation and 1000 test nodes, at random.
-
-    without: nodes that are not to be drawn.
-    """
+def random_split(graph, seed, number=None, used=()):
+    """20 training nodes per class, 500 for validation, 1000 for tests, none `used`."""
     rng = np.random.default_rng(seed)
     y = np.asarray(graph.y)
-    nodes = np.setdiff1d(np.flatnonzero(y >= 0), without)
+    nodes = np.setdiff1d(np.flatnonzero(y >= 0), used)
     train = choose(rng, nodes, y, 20)
     rest = rng.permutation(np.setdiff1d(nodes, train))
     return dataclasses.replace(graph, train=train, val=rest[:500], test=rest[500:1500])
@@ -115,16 +90,11 @@ CHANGES = {change.__name__.replace("_", "-"): change for change in (
 # Random graphs ------------------------------------------------------------------------
 
 
-def random_graph(seed, percent, num_classes=5, misleading=0):
+def random_graph(seed, percent, num_classes, misleading=0):
     """1000 nodes and 2000 edges, `percent` of them between two nodes of a class.
 
-    The other edges join nodes of different classes, all pairs of classes alike. The
-    features of a node are a random vector of its class plus as much noise that a
-    network without a graph is right in about two of three cases. 20 nodes per class
-    train, 200 validate, and the others test.
-
-    misleading: the percentage of nodes whose features are those of a random class. A
-        last feature is then 1 for these nodes and 0 for the others. No split has them.
+    `misleading` percent of the nodes have the features of a random class, and a last
+    one, 1 for them and 0 for the others, says so. No split has these nodes.
     """
     rng = np.random.default_rng(seed)
     y = rng.permutation(np.arange(1000) % num_classes)
@@ -150,25 +120,23 @@ def random_graph(seed, percent, num_classes=5, misleading=0):
     return minignn.make_graph(x, edge_index, y, *masks, normalize=False)
 
 
-def lookup(seed, size, num=100):
-    """The dictionary look-up of Brody, Alon & Yahav (2022), with `num` dictionaries.
+def lookup(seed, size):
+    """The look-up of Brody, Alon & Yahav (2022), in 100 dictionaries of `size` keys.
 
-    Each has `size` entries, a key and its value, all different, and for each key a node
-    that asks for its value; all entries point at it. Features: the key, and the value
-    of an entry, one-hot. The label of a node that asks is the value. Three fifths of
-    the dictionaries train, a fifth validate, a fifth test.
+    Features: the key, and the value of an entry, one-hot. The label of a node that asks
+    is the value. Three fifths of the dictionaries train, a fifth validate.
     """
     rng = np.random.default_rng(seed)
-    values = np.stack([rng.permutation(size) for _ in range(num)])      # of each key
+    values = np.stack([rng.permutation(size) for _ in range(100)])      # of each key
     # Axes: dictionary, entries or nodes that ask, key; of x, two more: key or value.
-    x = np.zeros((num, 2, size, 2, size))
+    x = np.zeros((100, 2, size, 2, size))
     x[:, :, :, 0] = np.eye(size)
     x[:, 0, :, 1] = np.eye(size)[values]
     y = np.stack([np.full_like(values, -1), values], axis=1)
 
     nodes = np.arange(y.size).reshape(y.shape)
     pairs = np.broadcast_arrays(nodes[:, 0, :, None], nodes[:, 1, None, :])
-    fifth = np.arange(num)[:, None, None] * 5 // num
+    fifth = np.arange(100)[:, None, None] // 20
     masks = [((y >= 0) & part).ravel() for part in (fifth < 3, fifth == 3, fifth == 4)]
     x, edge_index = x.reshape(y.size, 2 * size), np.stack(pairs).reshape(2, -1)
     return minignn.make_graph(x, edge_index, y.ravel(), *masks, normalize=False)
@@ -218,17 +186,6 @@ def OwnApart(out_dim, dropout_rate):
     return init_fun, apply_fun
 
 
-def with_weights(model, weights):
-    """A GAT with another function in the place of minignn.attention."""
-    init_fun, apply_fun = model
-
-    def apply_with_weights(params, x, adj, rng=None):
-        with mock.patch.object(minignn, "attention", weights):
-            return apply_fun(params, x, adj, rng)
-
-    return init_fun, apply_with_weights
-
-
 def mean_weights(a1, a2, h, adj):
     """All scores are 0, so that each weight is 1 / d_i."""
     scores = jnp.zeros((len(adj.rows), h.shape[1]))                     # [E, H]
@@ -240,21 +197,20 @@ def gcn_weights(a1, a2, h, adj):
     return jnp.tile(adj.values[:, None], h.shape[1])                    # [E, H]
 
 
-def W_first(model):
-    """A model whose params[0] are the W of all layers: without penalise_all, a Recipe
-    penalises no others.
+def by_kind(model):
+    """A model whose params are the W of all layers, then all a1, ...: so a Recipe
+    without penalise_all penalises the W.
     """
     init_fun, apply_fun = model
 
-    def init_W_first(rng, input_shape):
+    def init_by_kind(rng, input_shape):
         shape, params = init_fun(rng, input_shape)
-        return shape, ([W for W, *_ in params], [others for _, *others in params])
+        return shape, list(zip(*params))
 
-    def apply_W_first(params, x, adj, rng=None):
-        params = [(W, *others) for W, others in zip(*params)]
-        return apply_fun(params, x, adj, rng)
+    def apply_by_kind(params, x, adj, rng=None):
+        return apply_fun(list(zip(*params)), x, adj, rng)
 
-    return init_W_first, apply_W_first
+    return init_by_kind, apply_by_kind
 
 
 def GATv2Layer(nheads, nhid, dropout_rate, last_layer=False):
@@ -264,17 +220,13 @@ def GATv2Layer(nheads, nhid, dropout_rate, last_layer=False):
 
     params: (W1 [F, H*D], W2 [F, H*D], a [H, D], b [H, D]).
     """
+    init_gat, _ = minignn.MultiHeadLayer(nheads, nhid, dropout_rate, last_layer)
 
     def init_fun(rng, input_shape):
-        num_nodes, num_features = input_shape
-        W1_rng, W2_rng, a_rng = jax.random.split(rng, 3)
-        shape = (num_features, nheads * nhid)
-        W1 = minignn.glorot_uniform(W1_rng, shape, num_features, nhid)
-        W2 = minignn.glorot_uniform(W2_rng, shape, num_features, nhid)
-        a = minignn.glorot_uniform(a_rng, (nheads, nhid), nhid, 1)
-        b = jnp.zeros((nheads, nhid))
-        out_dim = nhid if last_layer else nheads * nhid
-        return (num_nodes, out_dim), (W1, W2, a, b)
+        shape, (W1, _, a, b) = init_gat(rng, input_shape)
+        _, W2_rng, _ = jax.random.split(rng, 3)         # in the place of a GAT's a1
+        W2 = minignn.glorot_uniform(W2_rng, W1.shape, len(W1), nhid)
+        return shape, (W1, W2, a, b)
 
     def apply_fun(params, x, adj, rng=None):
         W1, W2, a, b = params
@@ -297,15 +249,8 @@ def GATv2Layer(nheads, nhid, dropout_rate, last_layer=False):
 
 
 def SGC(hops, nclass):
-    """The model of Wu et al. (ICML 2019): a GCN without hidden layers, Â ... Â X W.
-
-    hops: how often Â is multiplied; with 0, it is a linear layer. params: [W [F, C]].
-    """
-
-    def init_fun(rng, input_shape):
-        num_nodes, num_features = input_shape
-        W = minignn.glorot_uniform(rng, (num_features, nclass), num_features, nclass)
-        return (num_nodes, nclass), [W]
+    """The model of Wu et al. (ICML 2019), Â ... Â X W, with Â `hops` times."""
+    init_fun, _ = minignn.GraphConvolution(nclass)
 
     def apply_fun(params, x, adj, rng=None):
         h = x @ params[0]                                   # [N, F] -> [N, C]
@@ -320,9 +265,6 @@ def SGC(hops, nclass):
 def label_propagation(graph, keep):
     """Scores of the classes from the training labels and the graph alone: [N, C].
 
-    Each node passes the share `keep` of its scores on to its neighbours, again and
-    again, and each training node puts in its label anew (Zhou et al. 2004):
-
         F = keep Â F + (1 - keep) Y         Y: 1 for a training node's class, else 0
     """
     known = jnp.zeros((len(graph.y), len(graph.class_names)))
@@ -335,44 +277,35 @@ def label_propagation(graph, keep):
 
 
 @functools.cache            # one model, and so one compilation, for all seeds
-def make_model(name, nclass, number=None, hidden=None, dropout_rate=None):
-    """number: the layers of depth, the hops of sgc, the heads of a look-up. Without
-    hidden units and a rate, those of the paper.
-    """
-    units, rate = (64, 0.6) if "gat" in name else (16, 0.5)
-    units = hidden or units
-    rate = rate if dropout_rate is None else dropout_rate
-    gat = minignn.GAT([8, 1], [units // 8], nclass, rate)
+def make_model(name, nclass, hidden, rate, number=None):
+    """number: the layers of depth, the hops of sgc, the heads of a look-up."""
+    if name == "sgc":
+        return SGC(number, nclass)
+    if name.startswith("lookup"):                   # one layer, and what reads it out
+        layer = GATv2Layer if name == "lookup-gatv2" else minignn.MultiHeadLayer
+        layers = [layer(number, hidden // number, rate), SGC(0, nclass)]
+        return minignn.chain(layers, jax.nn.elu)
     if name in ("depth", "residual"):
         return minignn.chain(deep_layers(name, number, nclass, rate), jax.nn.relu)
     if name == "own-apart":
-        return minignn.chain([OwnApart(n, rate) for n in (units, nclass)], jax.nn.relu)
-    if name == "sgc":
-        return SGC(number, nclass)
-    if name == "gat-no-attention":
-        return with_weights(gat, mean_weights)
-    if name == "gat-gcn-weights":
-        return with_weights(gat, gcn_weights)
+        layers = [OwnApart(hidden, rate), OwnApart(nclass, rate)]
+        return minignn.chain(layers, jax.nn.relu)
+    if name == "gcn-as-gat":
+        layers = [minignn.GraphConvolution(n, True, rate) for n in (hidden, nclass)]
+        return minignn.chain(layers, jax.nn.elu)
     if name == "gatv2":
         last = GATv2Layer(1, nclass, rate, last_layer=True)
-        return minignn.chain([GATv2Layer(8, units // 8, rate), last], jax.nn.elu)
-    if name == "gcn-as-gat":
-        layers = [minignn.GraphConvolution(n, bias=True, dropout_rate=rate)
-                  for n in (units, nclass)]
-        return minignn.chain(layers, jax.nn.elu)
-    if name.startswith("lookup"):                   # one layer, and what reads it out
-        layer = GATv2Layer if name == "lookup-gatv2" else minignn.MultiHeadLayer
-        return minignn.chain([layer(number, 64 // number, 0), SGC(0, nclass)],
-                             jax.nn.elu)
-    return gat if "gat" in name else minignn.GCN(units, nclass, rate)
+        return minignn.chain([GATv2Layer(8, hidden // 8, rate), last], jax.nn.elu)
+    gat = minignn.GAT([8, 1], [hidden // 8], nclass, rate)
+    if name in ("gat-no-attention", "gat-gcn-weights"):     # in attention's place
+        weights = mean_weights if name == "gat-no-attention" else gcn_weights
+        init_fun, apply_fun = gat
+        return init_fun, mock.patch.object(minignn, "attention", weights)(apply_fun)
+    return gat if name == "gat" else minignn.GCN(hidden, nclass, rate)
 
 
 def roughness(h, adj):
-    """The Dirichlet energy of h [N, k] over the sum of its squares.
-
-    It is half the sum of |h_i / sqrt(d_i) - h_j / sqrt(d_j)|^2 over all entries of Â,
-    over the sum of |h_i|^2. With 0, all that is left of a node is sqrt(d_i).
-    """
+    """The Dirichlet energy of h [N, k] over the sum of its squares."""
     return 1 - (h * (adj @ h)).sum() / jnp.maximum((h ** 2).sum(), 1e-30)
 
 
@@ -396,8 +329,7 @@ def code_rule(history):
 
 def lowest_loss(history):
     """A new lowest validation loss is progress, and its params are kept."""
-    *before, loss = history["val_loss"]
-    is_lowest = loss < min(before, default=math.inf)
+    is_lowest, _ = minignn.loss_rule(history)
     return is_lowest, is_lowest
 
 
@@ -416,24 +348,21 @@ RECIPES = {
 }
 
 # Rows of a table ----------------------------------------------------------------------
-#
-# A row is a group (the rows that it is compared with), a name, and a function run(seed)
-# -> a dict of numbers.
 
 
 class Results:
     """What runs gave, in a file or only here. What is there is not run again."""
 
-    def __init__(self, path=None):
+    def __init__(self, path):
         self.path = path
-        self.rows = {}              # (group, name) -> seed -> numbers
+        self.groups = collections.defaultdict(lambda: collections.defaultdict(dict))
         lines = path.read_text().splitlines() if path and path.exists() else []
         for group, name, seed, _, numbers in map(json.loads, lines):
-            self.rows.setdefault((group, name), {})[seed] = numbers
+            self.groups[group][name][seed] = numbers
 
-    def get(self, row, seed):
-        group, name, run = row
-        runs = self.rows.setdefault((group, name), {})
+    def get(self, group, name, run, seed):
+        """The numbers of run(seed). Rows of a group are compared with each other."""
+        runs = self.groups[group][name]
         if seed not in runs:
             runs[seed] = run(seed)
             if self.path:
@@ -445,19 +374,18 @@ class Results:
         print(group, name, f"seed {seed}", *numbers, sep=" | ", flush=True)
         return runs[seed]
 
-    def compare(self, group):
-        """Print means, and mean differences between runs with the same seed."""
-        rows = {name: runs for (of, name), runs in self.rows.items() if of == group}
-        for name, runs in rows.items():
-            print_means(group, name, list(runs.values()))
-        pairs = list(itertools.combinations(rows, 2))
-        for one, other in pairs:
-            ones, others = rows[one], rows[other]
-            differences = [others[seed]["test_accuracy"] - ones[seed]["test_accuracy"]
-                           for seed in ones if seed in others]
-            if differences:
-                print(f"{group} | {other} minus {one}: {summary(differences)}")
-        print(f"{group} | {len(pairs)} comparisons")
+
+def compare(group, rows):
+    """Print means, and mean differences between runs with the same seed."""
+    for name, runs in rows.items():
+        print_means(group, name, list(runs.values()))
+    pairs = list(itertools.combinations(rows.items(), 2))
+    for (one, ones), (other, others) in pairs:
+        differences = [others[seed]["test_accuracy"] - ones[seed]["test_accuracy"]
+                       for seed in ones if seed in others]
+        if differences:
+            print(f"{group} | {other} minus {one}: {summary(differences)}")
+    print(f"{group} | {len(pairs)} comparisons")
 
 
 def print_means(group, name, runs):
@@ -467,7 +395,6 @@ def print_means(group, name, runs):
 
 
 def summary(values):
-    """Mean, standard deviation and the standard error of the mean, in words."""
     text = f"{np.mean(values):.4f} ± {np.std(values):.4f} over {len(values)} runs"
     if len(values) > 1:
         text += f", standard error {np.std(values, ddof=1) / len(values) ** 0.5:.4f}"
@@ -494,13 +421,13 @@ def paper_row(args):
     """A GCN or a GAT of the paper on the graph of a file, with one change."""
     original = minignn.load_graph(args.data)
     nclass = len(original.class_names)
-    paper, recipe, rate = "GCN", minignn.GCN_RECIPE, args.dropout
+    paper, recipe, hidden, rate = "GCN", minignn.GCN_RECIPE, 16, args.dropout
     if "gat" in args.name:
-        paper, recipe, rate = "GAT", minignn.GAT_RECIPE, None
-    model = make_model(args.name, nclass, args.number, dropout_rate=rate)
+        paper, recipe, hidden, rate = "GAT", minignn.GAT_RECIPE, 64, 0.6
+    model = make_model(args.name, nclass, hidden, rate, args.number)
     recipe = RECIPES.get(args.name, recipe)
     if args.penalty == "W":
-        model = W_first(model)
+        model = by_kind(model)
         recipe = dataclasses.replace(recipe, penalise_all=False)
     if args.penalty == "none":
         recipe = dataclasses.replace(recipe, weight_decay=0.0)
@@ -526,39 +453,33 @@ def paper_row(args):
 
 def random_graph_rows(args):
     """Several models on the same random graphs."""
-    def draw(seed):
-        if args.name == "lookup":
-            return lookup(seed, args.number)
-        if args.name == "noisy":
-            return random_graph(seed, 80, args.classes, misleading=args.number)
-        return random_graph(seed, args.number, args.classes)
+    classes, number = args.classes, args.number
+    if args.name == "lookup":
+        draw = functools.partial(lookup, size=number)
+        models = {f"{name}, heads: {heads}": [make_model(name, number, 64, 0, heads)]
+                  for name in ("lookup-gat", "lookup-gatv2") for heads in (1, 8)}
+    elif args.name == "noisy":              # of three dropout rates, the best one
+        draw = functools.partial(random_graph, percent=80, num_classes=classes,
+                                 misleading=number)
+        models = {name: [make_model(name, classes, 64, rate) for rate in (0, 0.2, 0.5)]
+                  for name in ("gcn", "no-graph", "gat", "gat-no-attention",
+                               "gat-gcn-weights", "gatv2")}
+    else:
+        draw = functools.partial(random_graph, percent=number, num_classes=classes)
+        models = {name: [make_model(name, classes, 16, 0.5)]
+                  for name in ("gcn", "no-graph", "own-apart")}
 
-    def run(name, models, seed):
+    def run(name, seed):
         graph = no_graph(draw(seed)) if name == "no-graph" else draw(seed)
-        runs = [run_once(model, RECIPES[args.name], graph, seed) for model in models]
+        runs = [run_once(model, RECIPES[args.name], graph, seed)
+                for model in models[name]]
         return min((numbers for numbers, _ in runs), key=lambda run: run["val_loss"])
 
-    names, settings = ["gcn", "no-graph"], [(None, 16, 0.5)]
-    if args.name == "homophily":
-        names.append("own-apart")
-    if args.name == "noisy":                # of three dropout rates, the best one
-        names += ["gat", "gat-no-attention", "gat-gcn-weights", "gatv2"]
-        settings = [(None, 64, rate) for rate in (0, 0.2, 0.5)]
-    models = {name: [make_model(name, args.classes, *setting) for setting in settings]
-              for name in names}
-    if args.name == "lookup":
-        models = {f"{name}, heads: {heads}": [make_model(name, args.number, heads)]
-                  for name in ("lookup-gat", "lookup-gatv2") for heads in (1, 8)}
-    for name, its_models in models.items():
-        yield args.words, name, functools.partial(run, name, its_models)
+    for name in models:
+        yield args.words, name, functools.partial(run, name)
 
 
 # The fair table -----------------------------------------------------------------------
-#
-# All have the same optimizer, most epochs, patience, rule, penalty and number of
-# settings. A setting is chosen on the validation nodes of the public split, with seeds
-# of its own. No label of the public split's training and validation nodes is ever
-# tested: the random splits are drawn from the other nodes.
 
 TUNING_SEEDS = [1000, 1001, 1002]
 
@@ -587,46 +508,46 @@ def fair_run(method, setting, graph, seed):
         # It has no probabilities: the share of wrong nodes stands for the loss.
         return {"val_loss": 1 - val, "val_accuracy": val, "test_accuracy": test}
     hops = setting.get("hops", 2)
-    model = make_model(method, len(graph.class_names), hops, setting.get("hidden"),
-                       setting.get("dropout_rate"))
+    model = make_model(method, len(graph.class_names), setting.get("hidden"),
+                       setting.get("dropout_rate"), hops)
     recipe = dataclasses.replace(FAIR_RECIPE, step_size=setting["step_size"],
                                  weight_decay=setting["weight_decay"])
     numbers, _ = run_once(model, recipe, graph, seed, quick_steps(graph, hops))
     return numbers
 
 
-def fair_rows(method, args, results):
+def fair_rows(args, results):
     """Choose a setting -> its row for the public split, and for random splits."""
+    graph, method = args.data.stem, args.argument
     public = minignn.load_graph(args.data)
     used = np.concatenate([public.train, public.val])
     if method == "no-graph":
         public = no_graph(public)
 
-    def losses(setting):
-        row = (f"{args.data.stem}, tuning", f"{method} {setting}",
-               functools.partial(fair_run, method, setting, public))
-        return [results.get(row, seed)["val_loss"] for seed in TUNING_SEEDS]
+    def mean_loss(setting):
+        run = functools.partial(fair_run, method, setting, public)
+        row = f"{graph}, tuning", f"{method} {setting}", run
+        return np.mean([results.get(*row, seed)["val_loss"] for seed in TUNING_SEEDS])
 
-    setting = min(SETTINGS[method], key=lambda setting: np.mean(losses(setting)))
+    setting = min(SETTINGS[method], key=mean_loss)
 
     def run(is_random, seed):
-        graph = random_split(public, seed, without=used) if is_random else public
-        return fair_run(method, setting, graph, seed)
+        split = random_split(public, seed, used=used) if is_random else public
+        return fair_run(method, setting, split, seed)
 
-    for is_random, split in (False, "public split"), (True, "random splits"):
-        yield (f"{args.data.stem}, {split}", f"{method} {setting}",
-               functools.partial(run, is_random))
+    name = f"{method} {setting}"
+    yield f"{graph}, public split", name, functools.partial(run, False)
+    yield f"{graph}, random splits", name, functools.partial(run, True)
 
 
 # The command line ---------------------------------------------------------------------
 
-NUMBERS = {"labels": range(1, 21), "depth": range(1, 65), "residual": range(1, 65),
-           "homophily": range(101), "noisy": range(51), "lookup": range(2, 65)}
-NAMES = {*CHANGES, *RECIPES, *NUMBERS, "gcn", "gat", "gat-no-attention",
+NUMBERED = {"labels", "depth", "residual", "homophily", "noisy", "lookup"}
+NAMES = {*CHANGES, *RECIPES, *NUMBERED, "gcn", "gat", "gat-no-attention",
          "gat-gcn-weights", "gcn-as-gat", "fair", "compare"}
 
 
-def read_flags():
+def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -634,58 +555,34 @@ def read_flags():
     add("argument", nargs="?", metavar="NUMBER or METHOD")
     add("--data", type=pathlib.Path, default=minignn.CORA, help="a graph's file [Cora]")
     add("--runs", type=int, default=20, help="the number of seeds [%(default)s]")
-    add("--seed", type=int, default=0, help="the first of them [%(default)s]")
     add("--dropout", type=float, default=0.5, help="the rate of a GCN [%(default)s]")
     add("--epochs", type=int, default=200, help="of a deep GCN [%(default)s]")
-    add("--penalty", choices=["all", "W", "none"], default="all",
-        help="the params of a GAT that are penalised [%(default)s]")
+    add("--penalty", choices=["all", "W", "none"], default="all", help="of a GAT")
     add("--classes", type=int, default=5, help="of a random graph [%(default)s]")
     add("--fast", action="store_true", help="as the scripts' flag; other random bits")
-    add("--results", type=pathlib.Path,
-        help="a file to which each run is added; a run that it has is not made again")
+    add("--results", type=pathlib.Path, help="a file of runs; none is made twice")
     args = parser.parse_args()
 
-    args.words, args.number = args.name, None
-    if args.name in NUMBERS:
-        numbers = NUMBERS[args.name]
-        if args.argument not in map(str, numbers):
-            parser.error(f"{args.name} takes a NUMBER, {numbers[0]} to {numbers[-1]}")
-        args.number = int(args.argument)
-        args.words += f" {args.number}"
-    elif args.argument not in ((None, *SETTINGS) if args.name == "fair" else (None,)):
-        parser.error(f"{args.name} takes no {args.argument}; fair takes one of "
-                     f"{', '.join(SETTINGS)}")
-    gats = "gat", "gat-no-attention", "gat-gcn-weights"
-    if args.penalty != "all" and args.name not in gats:
-        parser.error(f"{args.name} takes no --penalty")
-    if (args.runs < 1 or args.epochs < 1 or args.seed < 0 or args.classes < 2
-            or not 0 <= args.dropout < 1):
-        parser.error("--runs and --epochs must be at least 1, --seed 0, --classes 2, "
-                     "and --dropout from 0 to below 1")
+    args.words = " ".join(filter(None, [args.name, args.argument]))
+    args.number = int(args.argument) if args.name in NUMBERED else None
     for flag in "dropout", "epochs", "penalty", "classes":
         if getattr(args, flag) != parser.get_default(flag):
             args.words += f" --{flag} {getattr(args, flag)}"
-    return args
 
-
-def main():
-    args = read_flags()
     results = Results(args.results)
     if args.name == "compare":
-        for group in dict.fromkeys(group for group, _ in results.rows):
+        for group, rows in results.groups.items():
             if not group.endswith("tuning"):
-                results.compare(group)
+                compare(group, rows)
         return
     if args.name == "fair":
-        methods = [args.argument] if args.argument else SETTINGS
-        rows = itertools.chain(*(fair_rows(name, args, results) for name in methods))
+        rows = fair_rows(args, results)
     elif args.name in ("homophily", "noisy", "lookup"):
         rows = random_graph_rows(args)
     else:
         rows = [paper_row(args)]
     for group, name, run in rows:
-        runs = [results.get((group, name, run), seed)
-                for seed in range(args.seed, args.seed + args.runs)]
+        runs = [results.get(group, name, run, seed) for seed in range(args.runs)]
         print_means(group, name, runs)
 
 
