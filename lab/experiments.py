@@ -542,9 +542,15 @@ def fair_rows(args, results):
 
 # The command line ---------------------------------------------------------------------
 
-NUMBERED = {"labels", "depth", "residual", "homophily", "noisy", "lookup"}
-NAMES = {*CHANGES, *RECIPES, *NUMBERED, "gcn", "gat", "gat-no-attention",
-         "gat-gcn-weights", "gcn-as-gat", "fair", "compare"}
+ARGUMENTS = {"fair": SETTINGS, "labels": range(1, 21), "depth": range(1, 65),
+             "residual": range(1, 65), "homophily": range(101), "noisy": range(51),
+             "lookup": range(2, 65)}
+GCNS = {*CHANGES, "gcn", "code-rule", "depth", "residual"}
+GATS = {"gat", "gat-no-attention", "gat-gcn-weights"}
+NAMES = {*GCNS, *GATS, *ARGUMENTS, "gcn-as-gat", "compare"}
+# Which names take a flag.
+FLAGS = {"dropout": GCNS, "epochs": {"depth", "residual"}, "penalty": GATS,
+         "classes": {"homophily", "noisy"}, "fast": {*GCNS, *GATS, "gcn-as-gat"}}
 
 
 def main():
@@ -563,11 +569,21 @@ def main():
     add("--results", type=pathlib.Path, help="a file of runs; none is made twice")
     args = parser.parse_args()
 
+    arguments = ARGUMENTS.get(args.name, [None])
+    if str(args.argument) not in map(str, arguments):
+        parser.error(f"{args.name} does not take {args.argument}")
+    if args.runs < 1:
+        parser.error("--runs must be at least 1")
     args.words = " ".join(filter(None, [args.name, args.argument]))
-    args.number = int(args.argument) if args.name in NUMBERED else None
-    for flag in "dropout", "epochs", "penalty", "classes":
-        if getattr(args, flag) != parser.get_default(flag):
-            args.words += f" --{flag} {getattr(args, flag)}"
+    args.number = int(args.argument) if isinstance(arguments, range) else None
+    for flag, names in FLAGS.items():
+        value = getattr(args, flag)
+        if value == parser.get_default(flag):
+            continue
+        if args.name not in names:
+            parser.error(f"{args.name} takes no --{flag}")
+        if flag != "fast":                      # in the name of the group
+            args.words += f" --{flag} {value}"
 
     results = Results(args.results)
     if args.name == "compare":

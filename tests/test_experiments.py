@@ -228,3 +228,10 @@ def test_every_command_on_the_page_runs(run, monkeypatch):
     assert {*commands} == experiments.NAMES - {"fair", "compare"}     # tested above
     for words in commands.values():                                 # one for each name
         assert run(*words, "--runs", 1)
+
+
+@pytest.mark.parametrize("words", [
+    "gcn 5", "homophily 101", "labels", "fair sage", "gat --epochs 9", "gcn --runs 0"])
+def test_what_a_row_does_not_take_is_refused(run, words):
+    with pytest.raises(SystemExit):
+        run(*words.split())
