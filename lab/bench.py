@@ -5,14 +5,13 @@
     python lab/bench.py step        random graphs: the time and the memory of a step
     python lab/bench.py prompt      from the command to the prompt
 
-Each number is measured in a process of its own, which prints what it found as its last
-line. Processes run one at a time, in turns, on one core; the table has the medians of
-the rounds. Needs Linux; the peers are optional: pip install scipy torch torch_geometric
+Each number is measured in a process of its own. These run one at a time, in turns, on
+one core; the table has the medians of the rounds. Needs Linux, and the peers, unless
+--only leaves out their rows: pip install torch torch_geometric
 """
 import argparse
 import dataclasses
 import itertools
-import json
 import os
 import pathlib
 import re
@@ -22,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from types import SimpleNamespace as Peer
 
 import jax
@@ -81,8 +82,8 @@ def pytorch_geometric(form, model, graph, seed):
 
     if model == "GCN":
         rate, activation = 0.5, torch.relu
-        options = {"cached": True, "add_self_loops": False}
-        layers = [GCNConv(x.shape[1], 16, **options), GCNConv(16, 7, **options)]
+        layers = [GCNConv(x.shape[1], 16, cached=True, add_self_loops=False),
+                  GCNConv(16, 7, cached=True, add_self_loops=False)]
     else:
         rate, activation = 0.6, elu
         options = {"dropout": rate, "add_self_loops": False}
@@ -90,7 +91,7 @@ def pytorch_geometric(form, model, graph, seed):
                   GATConv(64, 7, concat=False, **options)]
     skip_zeros = has_zeros and form != "dense"
     if skip_zeros:
-        layers[0].lin = sparse_linear(form, x, layers[0].lin.weight, rate)
+        read_sparse(form, x, layers[0].lin, rate)
     net = torch.nn.ModuleList(layers)
     _, recipe = MODELS[model]
     decays = recipe.weight_decay, recipe.weight_decay * recipe.penalise_all
@@ -116,11 +117,12 @@ def pytorch_geometric(form, model, graph, seed):
     return Peer(step=step, evaluate=evaluate, net=net, logits=logits)
 
 
-def sparse_linear(form, x, weight, rate):
-    """-> a torch module: dropout of the entries of x that are not 0, then x @ weight.T.
+def read_sparse(form, x, linear, rate):
+    """Make a linear layer ignore its input: dropout of x's entries, then x @ weight.
 
-    For the gradient, PyTorch makes the transpose of x anew in each step. Its places
-    stay the same, though. The tuned form finds them once, and then moves the values.
+    The entries are those that are not 0; the weight is transposed, once. For the
+    gradient, PyTorch makes the transpose of x anew in each step. Its places stay the
+    same, though. The tuned form finds them once, and then moves the values.
     """
     import torch
     coo, csr, csr_T = x.to_sparse().coalesce(), x.to_sparse_csr(), x.T.to_sparse_csr()
@@ -139,20 +141,16 @@ def sparse_linear(form, x, weight, rate):
             x_T = torch.sparse_csr_tensor(*places_T, ctx.values[order], x.T.shape)
             return None, torch.sparse.mm(x_T, g)
 
-    class SparseLinear(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(weight.detach().T.contiguous())
+    def forward(_):
+        values = torch.nn.functional.dropout(coo.values(), rate, linear.training)
+        if form == "tuned":                             # coo and csr have one order
+            return Product.apply(values, linear.weight)
+        dropped = torch.sparse_coo_tensor(
+            coo.indices(), values, x.shape, is_coalesced=True)
+        return torch.sparse.mm(dropped, linear.weight)
 
-        def forward(self, _):
-            values = torch.nn.functional.dropout(coo.values(), rate, self.training)
-            if form == "tuned":                         # coo and csr have one order
-                return Product.apply(values, self.weight)
-            dropped = torch.sparse_coo_tensor(
-                coo.indices(), values, x.shape, is_coalesced=True)
-            return torch.sparse.mm(dropped, self.weight)
-
-    return SparseLinear()
+    linear.weight.data = linear.weight.data.T.contiguous()
+    linear.forward = forward
 
 
 def two_or_zero(rng, size):
@@ -174,9 +172,9 @@ def scipy_by_hand(graph, seed, mask=two_or_zero):
     params = [np.array(W0), np.array(W1)]
     means = [np.zeros_like(W) for W in params]
     squares = [np.zeros_like(W) for W in params]
-    rng, t = np.random.default_rng(seed), 0
+    rng, steps = np.random.default_rng(seed), itertools.count(1)
 
-    def gradients():
+    def step():
         W0, W1 = params
         np.multiply(x.data, mask(rng, x.nnz), out=dropped.data)
         h = A @ (dropped @ W0)
@@ -190,14 +188,12 @@ def scipy_by_hand(graph, seed, mask=two_or_zero):
         g[nodes, graph.y[nodes]] -= 1
         g = A @ (g / len(nodes))                        # A is its own transpose
         by_W0 = dropped_T @ (A @ ((g @ W1.T) * h_mask))
-        return by_W0 + np.float32(recipe.weight_decay) * W0, h.T @ g
+        grads = by_W0 + np.float32(recipe.weight_decay) * W0, h.T @ g
 
-    def step():
-        nonlocal t
-        t += 1
-        for W, mean, square, g in zip(params, means, squares, gradients()):
-            mean += 0.1 * (g - mean)
-            square += 0.001 * (g * g - square)
+        t = next(steps)
+        for W, mean, square, grad in zip(params, means, squares, grads):
+            mean += 0.1 * (grad - mean)
+            square += 0.001 * (grad * grad - square)
             root = np.sqrt(square / (1 - 0.999 ** t)) + 1e-8
             W -= recipe.step_size * (mean / (1 - 0.9 ** t)) / root
 
@@ -205,7 +201,7 @@ def scipy_by_hand(graph, seed, mask=two_or_zero):
         h = np.maximum(A @ (x @ params[0]), 0)
         return metrics_of(A @ (h @ params[1]), graph)
 
-    return Peer(step=step, evaluate=evaluate, params=params, gradients=gradients)
+    return Peer(step=step, evaluate=evaluate, params=params, means=means)
 
 
 def make_peer(by, model, graph, seed):
@@ -302,7 +298,8 @@ def measure_command(model, by, _):
     """From the command to the prompt; JAX can keep in a folder what it compiled."""
     command = [f"train_{model.lower()}.py"] + ["--fast"] * (by == FAST)
     if by.startswith(PYG):
-        command = [__file__, "epoch", "--job", json.dumps([model, by, 0])]
+        job = f"bench.measure_training({model!r}, {by!r}, seed=0)"
+        command = ["-c", f"from lab import bench; print({job})"]
     answer = {}
     with tempfile.TemporaryDirectory() as folder:
         cache = {"JAX_COMPILATION_CACHE_DIR": folder,
@@ -310,11 +307,10 @@ def measure_command(model, by, _):
         runs = {"time, s": {}, "fill a cache, s": cache, "use it, s": cache}
         for name, environment in runs.items():
             start = time.perf_counter()
-            line = last_line(command, environment)
+            out = subprocess.check_output([sys.executable, *command], text=True,
+                                          cwd=ROOT, env=os.environ | environment)
             answer[name] = time.perf_counter() - start
-            if "note" in line:
-                return json.loads(line)
-    accuracy = re.search(r"test accuracy\W+([\d.]+)", line)
+    accuracy = re.search(r"test accuracy\W+([\d.]+)", out)
     return answer | {"test accuracy": float(accuracy[1])}
 
 
@@ -329,46 +325,33 @@ TABLES = {      # what measures, and the rows for each model
 }
 
 
-def last_line(command, environment):
-    """The last line that a Python program prints; if it fails, a note why, in JSON."""
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True,
-                          cwd=ROOT, env=os.environ | environment)
-    if done.returncode == 0:
-        return done.stdout.splitlines()[-1]
-    *_, why = ["", *done.stderr.splitlines()]
-    return json.dumps({"note": f"{why} (status {done.returncode})"})
-
-
 def make_rows(table, sizes, rounds, only):
     """-> {(model, by): a dict of medians}."""
-    _, names = TABLES[table]
+    measure, names = TABLES[table]
     answers = {}
     for seed, *row, size in itertools.product(range(rounds), MODELS, names, sizes):
         if re.search(only, " ".join(row)) and row != ["GAT", SCIPY]:
             print(f"round {seed + 1}:", *row, *size, file=sys.stderr)
-            job = json.dumps([*row, seed, *size])
-            answer = json.loads(last_line([__file__, table, "--job", job], {}))
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                answer = pool.submit(measure, *row, seed, *size).result()
             found = answers.setdefault(tuple(row), {})
             for name, value in answer.items():
                 found.setdefault(name, []).append(value)
-    # Of an even number, the lower of both: so it works for notes, too.
     return {row: {name: statistics.median_low(found[name]) for name in found}
             for row, found in answers.items()}
 
 
 def print_table(rows):
     """In brackets: how many times as long as --fast."""
-    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    names, *_ = rows.values()                           # every row has the same
     print("| model | by |", " | ".join(names), "|")
     print("|" + " --- |" * (2 + len(names)))
     for (model, by), row in rows.items():
-        fast = rows.get((model, FAST), {})
         cells = [model, by]
-        for name in names:
-            value = row.get(name, "")
+        for name, value in row.items():
             cell = f"{value:.3g}" if isinstance(value, float) else str(value)
-            if name.startswith("time") and value and name in fast:
-                cell += f" ({value / fast[name]:.3g})"
+            if name.startswith("time") and (model, FAST) in rows:
+                cell += f" ({value / rows[model, FAST][name]:.3g})"
             cells.append(cell)
         print("|", " | ".join(cells), "|")
 
@@ -381,12 +364,7 @@ def main():
     add("--rounds", type=int, default=3, help="how often each number is measured")
     add("--only", default="", metavar="REGEX", help="some rows: GCN, or 'minignn$'")
     add("--nodes", type=int, nargs="+", default=[10 ** 4, 10 ** 5, 10 ** 6])
-    add("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.job:
-        measure, _ = TABLES[args.table]
-        print(json.dumps(measure(*json.loads(args.job))))
-        return
 
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
     os.environ |= {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
