@@ -82,8 +82,8 @@ def pytorch_geometric(form, model, graph, seed):
 
     if model == "GCN":
         rate, activation = 0.5, torch.relu
-        layers = [GCNConv(x.shape[1], 16, cached=True, add_self_loops=False),
-                  GCNConv(16, 7, cached=True, add_self_loops=False)]
+        options = {"cached": True, "add_self_loops": False}
+        layers = [GCNConv(x.shape[1], 16, **options), GCNConv(16, 7, **options)]
     else:
         rate, activation = 0.6, elu
         options = {"dropout": rate, "add_self_loops": False}
