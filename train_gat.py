@@ -4,7 +4,6 @@
 """Train a GAT (Veličković et al., ICLR 2018) on Cora, or on a graph of your own."""
 import argparse
 import dataclasses
-import math
 import sys
 
 import jax
@@ -38,7 +37,7 @@ least = {"lr": 0, "weight_decay": 0, "seed": 0, "log_every": 0,
          "epochs": 1, "patience": 1, "runs": 1, "devices": 1,
          "hidden": 1, "heads": 1, "out_heads": 1}
 for name, number in least.items():
-    if not number <= getattr(args, name) < math.inf:
+    if not number <= getattr(args, name) < np.inf:
         parser.error(f"{name} is {getattr(args, name)}: it must be at least {number}")
 if args.seed + args.runs > 2 ** 32:
     parser.error("seeds are 0 to 2^32 - 1")
