@@ -39,9 +39,9 @@ JAX, for readers who know NumPy (jnp is JAX's NumPy):
     jax.jit     jit(f) is f, compiled. The first call runs f on stand-ins that have a
                 shape but no numbers, and records what it does; later calls run the
                 record. Where Python needs a value (an `if`, a size, a function to
-                call), it is marked static: f gets the value itself. (An array's shape
-                and None are known anyway.) A new shape, type or static value makes a
-                new record
+                call), the argument is marked static: f gets the value itself. (An
+                array's shape and None are known anyway.) A new shape, type or static
+                value makes a new record
 
 Shapes stand in brackets: N nodes, E stored entries of a matrix, F features, C classes,
 H heads of D units; n, m, k are any numbers. Functions whose names begin with check
@@ -149,9 +149,9 @@ def normalize_adjacency(edge_index, num_nodes):
                                                  [.41, .33, .41],
                                                  [0  , .41, .50]]
 
-    Weights of 1 / d_i, a root of d_i twice, would make the sum a mean. With one of the
-    roots from d_j, a node j with a large d_j counts less in every sum: what all hear
-    says little about each.
+    Weights of 1 / (sqrt(d_i) sqrt(d_i)) would make the sum a mean. With sqrt(d_j) for
+    one of the roots, a node j with many neighbours counts less in every sum: near to
+    all, it says little about each.
 
     edge_index: integers [2, number of edges], sources and targets. An edge from j to i
     is an entry in row i, column j: a node hears from those that point at it. An
@@ -288,8 +288,8 @@ def GCN(nhid, nclass, dropout_rate=0.5):
 # where j and k are neighbours of i: a softmax over these. (The paper's h_j is x_j here,
 # its W h_j is h_j.) A high score_ij makes i hear much of j; like W, a is learned from
 # the loss. Where a is 0, all alpha_ij are 1 / d_i, and the sum is the mean. A layer has
-# H such sums side by side, its heads. (On Cora, the GCN's weights in place of
-# alpha do no worse: docs/experiments.md.)
+# H such sums side by side, its heads. (On Cora, the GCN's weights in place of alpha
+# do no worse: docs/experiments.md.)
 
 
 def segment_softmax(scores, rows, num_rows):
@@ -457,14 +457,14 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 
 
 def loss_rule(history):
-    """The GCN paper's: a new lowest validation loss is progress."""
+    """The GCN paper's rule: a new lowest validation loss is progress."""
     *before, loss = history["val_loss"]
     is_progress = loss < min(before, default=np.inf)
     return is_progress, True            # the last params are returned, as in its code
 
 
 def loss_or_accuracy_rule(history):
-    """The GAT authors' code's: progress if either is at its best, kept if both are."""
+    """The GAT code's rule: progress if either is at its best, kept if both are."""
     losses, accuracies = history["val_loss"], history["val_accuracy"]
     is_lowest = losses[-1] == min(losses)       # a tie counts, too
     is_highest = accuracies[-1] == max(accuracies)
@@ -494,7 +494,7 @@ def predict(model, params, graph, rng=None):
     """The model's logits for all nodes: [N, C]. A key turns dropout on."""
     _, apply_fun = model
     logits = apply_fun(params, graph.x, graph.adj, rng)
-    # Else logits[nodes], later, would read the last row for an index past the end.
+    # Else logits[nodes] would read the last row for an index past the end.
     check_shape("logits [labels, classes]", logits,
                 (len(graph.y), len(graph.class_names)))
     return logits
@@ -506,7 +506,7 @@ def predict(model, params, graph, rng=None):
 def train_step(model, params, state, graph, rng, recipe):
     """One step of Adam on the training nodes -> (params, state)."""
     num_steps, _, _ = state                 # Adam's t, m and v
-    step_rng = jax.random.fold_in(rng, num_steps)       # a key of rng and a number
+    step_rng = jax.random.fold_in(rng, num_steps)       # another key for each step
 
     def penalised_loss(params):
         logits = predict(model, params, graph, step_rng)
@@ -572,7 +572,7 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
             kept_params = params
         if is_progress:
             last_progress = epoch
-        if epoch == 10:                         # time the others: the first compiled
+        if epoch == 10:                         # by now, all is compiled
             start = time.perf_counter()
         if epoch - last_progress >= recipe.patience:
             break

@@ -371,8 +371,9 @@ def test_what_does_not_fit_a_matrix_is_refused():
             not_an_array()
 
 
-def test_a_sparse_and_a_graph_equal_only_themselves_and_cannot_be_changed():
-    for make, name in (sparse_matrix, "values"), (lambda: make_graph(**small()), "y"):
+def test_sparse_graph_and_recipe_equal_only_themselves_and_cannot_be_changed():
+    for make, name in ((sparse_matrix, "values"), (lambda: make_graph(**small()), "y"),
+                       (lambda: dataclasses.replace(GCN_RECIPE), "patience")):
         one, other = make(), make()
         assert one == one and one != other and len({one, other}) == 2
         with pytest.raises(dataclasses.FrozenInstanceError):
