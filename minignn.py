@@ -34,8 +34,8 @@ JAX, for readers who know NumPy (jnp is JAX's NumPy):
                 numbers inside are its leaves. jax.tree.map(f, tree) makes a tree with
                 f(leaf) for each leaf; of several trees of one form, f gets a leaf of
                 each
-    jax.grad    if f returns one number, grad(f)(params) is its derivative by params, a
-                pytree of the same form
+    jax.grad    if f returns one number, grad(f)(params) is its gradient, a pytree like
+                params
     jax.jit     jit(f) is f, compiled. The first call runs f on stand-ins that have a
                 shape but no numbers, and records what it does; later calls run the
                 record. Where Python needs a value (an `if`, a size, a function to
@@ -66,7 +66,7 @@ static = functools.partial(dataclasses.field, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass               # a pytree of the fields not static
-@dataclasses.dataclass(frozen=True, eq=False)   # == compares by identity
+@dataclasses.dataclass(frozen=True, eq=False)   # for == of arrays is no bool
 class Sparse:
     """A matrix of which only E entries are stored; the others are zero.
 
@@ -74,8 +74,7 @@ class Sparse:
          [5, 0, 7]]             cols   = [1, 0, 2]
                                 values = [2, 5, 7]
 
-    Entries come in any order; those in the same place add up. In an adjacency, row i
-    has an entry for each neighbour of node i.
+    Entries come in any order; those in the same place add up.
     """
 
     rows: jax.Array                             # [E] int32
@@ -90,7 +89,7 @@ class Sparse:
         weights [E, H], h [m, H, D] -> [n, H, D].
         """
         check_aggregate(self, weights, h)
-        h_of_entry = jnp.asarray(h)[self.cols]          # [E, k]
+        h_of_entry = jnp.asarray(h)[self.cols]          # [E, k]; h may be NumPy's
         messages = weights[..., None] * h_of_entry      # [E, 1] * [E, k]
         # The same as: for e in range(E): out[rows[e]] += messages[e]
         return jax.ops.segment_sum(messages, self.rows, self.shape[0])  # [n, k]
@@ -210,8 +209,7 @@ def split_or_none(rng, num):
 #     init_fun(rng, input_shape) -> (output_shape, params)
 #     apply_fun(params, x, adj, rng=None) -> output
 #
-# They remember nothing: params are an argument, and the gradient of a loss is an
-# ordinary derivative. A key, given in training, turns dropout on.
+# They remember nothing, not even params. A key, given in training, turns dropout on.
 
 
 def GraphConvolution(out_dim, bias=False, dropout_rate=0):
@@ -266,10 +264,10 @@ def GCN(nhid, nclass, dropout_rate=0.5):
     """The GCN, Â ReLU(Â X W0) W1: the paper's equation 9 without its softmax.
 
     Through two layers, a node hears from its neighbours' neighbours, too. Without the
-    ReLU, W0 W1 would be one matrix: Â Â X (W0 W1). The result is called logits: a
-    number z_c for each class c; exp(z_c) / the sum of all exp(z_k) is its probability.
+    ReLU, W0 W1 would be one matrix: Â Â X (W0 W1). The result is called logits, of
+    which a softmax makes probabilities: exp(z) of a class / the sum of exp(z) of all.
 
-    nhid: hidden units. x: [N, F] -> logits [N, C], C = nclass.
+    nhid: hidden units. x: [N, F] -> logits [N, nclass].
     """
     layers = [GraphConvolution(nhid, dropout_rate=dropout_rate),
               GraphConvolution(nclass, dropout_rate=dropout_rate)]
@@ -313,8 +311,7 @@ def attention(a1, a2, h, adj):
     neighbour = jnp.einsum("nhd,hd->nh", h, a2)             # a2 . h_j
     scores = own[adj.rows] + neighbour[adj.cols]            # [E, H]
     # Negative scores times 0.2. (A ReLU would make them and their gradient 0.) Without
-    # such a bend, a1 . h_i would only be added to all scores of row i, and a softmax
-    # does not change by that.
+    # such a bend, a1 . h_i, in all scores of row i, would cancel in the softmax.
     scores = jax.nn.leaky_relu(scores, 0.2)
     return segment_softmax(scores, adj.rows, adj.shape[0])
 
@@ -334,7 +331,7 @@ def MultiHeadLayer(nheads, nhid, dropout_rate, last_layer=False):
     def init_fun(rng, input_shape):
         num_nodes, num_features = input_shape
         W_rng, a1_rng, a2_rng = jax.random.split(rng, 3)
-        # The fans are one head's: F numbers make nhid; in a1 and a2, nhid make one.
+        # The fans are one head's: W makes nhid numbers of F, a1 and a2 one of nhid.
         W = glorot_uniform(W_rng, (num_features, nheads * nhid), num_features, nhid)
         a1 = glorot_uniform(a1_rng, (nheads, nhid), nhid, 1)
         a2 = glorot_uniform(a2_rng, (nheads, nhid), nhid, 1)
@@ -371,7 +368,7 @@ def GAT(nheads, nhid, nclass, dropout_rate=0.6):
     """The GAT: layers of heads, ELU between them. For Cora, GAT([8, 1], [8], 7).
 
     nheads: the heads of each layer. nhid: the units of a head, in each but the last
-    layer, which has nclass. x: [N, F] -> logits [N, C], C = nclass.
+    layer, which has nclass. x: [N, F] -> logits [N, nclass].
     """
     check(np.ndim(nheads) == np.ndim(nhid) == 1 and len(nheads) == len(nhid) + 1,
           f"nheads is {nheads}, nhid {nhid}: they must be lists, nheads one longer")
@@ -398,8 +395,8 @@ def cross_entropy(logits, labels):
     """
     check_shape("labels", labels, logits.shape[:1])
     num_nodes, num_classes = logits.shape
-    # Compiled code cannot raise an error for a value, and -1 would be read as the last
-    # class. So what is no class makes the loss and its gradient nan.
+    # Compiled code cannot simply raise an error, and would read -1 as the last class.
+    # So what is no class makes the loss and its gradient nan.
     is_class = (labels >= 0) & (labels < num_classes)
     logits = logits * jnp.where(is_class, 1, jnp.nan)[:, None]
     return -log_softmax(logits)[jnp.arange(num_nodes), labels].mean()
@@ -457,10 +454,10 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 
 
 def loss_rule(history):
-    """The GCN paper's rule: a new lowest validation loss is progress."""
+    """The GCN paper's rule, not its code's: a lowest validation loss is progress."""
     *before, loss = history["val_loss"]
     is_progress = loss < min(before, default=np.inf)
-    return is_progress, True            # the last params are returned, as in its code
+    return is_progress, True            # the last params are kept, as by its code
 
 
 def loss_or_accuracy_rule(history):
@@ -494,7 +491,7 @@ def predict(model, params, graph, rng=None):
     """The model's logits for all nodes: [N, C]. A key turns dropout on."""
     _, apply_fun = model
     logits = apply_fun(params, graph.x, graph.adj, rng)
-    # Else logits[nodes] would read the last row for an index past the end.
+    # JAX reads the last row for an index past the end: too few would go unseen.
     check_shape("logits [labels, classes]", logits,
                 (len(graph.y), len(graph.class_names)))
     return logits
@@ -511,7 +508,7 @@ def train_step(model, params, state, graph, rng, recipe):
     def penalised_loss(params):
         logits = predict(model, params, graph, step_rng)
         loss = cross_entropy(logits[graph.train], graph.y[graph.train])
-        penalised = params if recipe.penalise_all else params[0]
+        penalised = params if recipe.penalise_all else params[0]    # the first layer's
         return loss + recipe.weight_decay * l2_penalty(penalised)
 
     grads = jax.grad(penalised_loss)(params)
@@ -552,7 +549,7 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
     Raises FloatingPointError if the training or validation loss is infinite or nan.
     """
     check_training(graph, rng, recipe)
-    history = {
+    history = {                     # not of the test nodes: they must choose nothing
         "train_loss": [], "train_accuracy": [], "val_loss": [], "val_accuracy": []}
     last_progress = 1
     for epoch, params, metrics in steps(model, graph, rng, recipe):
@@ -625,14 +622,14 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     if normalize:
         x = row_normalize(x)
     mostly_zeros = np.count_nonzero(x) < x.size / 2
-    nodes = {split: jnp.asarray(np.flatnonzero(mask), jnp.int32)
+    splits = {split: jnp.asarray(np.flatnonzero(mask), jnp.int32)
              for split, mask in masks.items()}
     return Graph(
         x=from_dense(x) if mostly_zeros else jnp.asarray(x),
         adj=normalize_adjacency(edge_index, num_nodes=len(x)),
         y=jnp.asarray(y, jnp.int32),
         class_names=tuple(np.asarray(class_names).astype(str).tolist()),
-        **nodes)
+        **splits)
 
 
 def load_graph(path=CORA, normalize=True):
@@ -697,14 +694,12 @@ def check_graph_arrays(x, y, masks, class_names, normalize):
                "be 0, need normalize=False (the scripts: --no-normalize)")
 
     check_array("y", y, "integers", [len(x)])
-    if class_names is None:         # a stray number must not make millions
-        check_each(y < len(x), "y", y, "without class_names, it must be below N")
-        num_classes = int(y.max()) + 1
-    else:
+    num_classes = len(x)            # a stray number must not make a million names
+    if class_names is not None:
         check_array("class_names", np.asarray(class_names), "strings", ["C"])
         num_classes = len(class_names)
     check_each((y >= -1) & (y < num_classes), "y", y,
-               f"classes are 0 to {num_classes - 1}, or -1 for none")
+               f"-1 for none, or 0 to {num_classes - 1}; more classes need class_names")
 
     is_taken = np.zeros(len(x), bool)
     for split, mask in masks.items():

@@ -766,9 +766,10 @@ BAD_GRAPHS = {
     "edge_index[1, 3] is 6: nodes are 0 to 5": changed("edge_index", (1, 3), 6),
     "edge_index[0, 0] is -1: nodes are 0 to 5": changed("edge_index", (0, 0), -1),
     "y is int64 [5]: it must be integers [6]": small(y=np.zeros(5, int)),
-    "y[5] is -2: classes are 0 to 1, or -1 for none": changed("y", 5, -2),
-    "y[4] is 2: classes are 0 to 1": changed("y", 4, 2) | {"class_names": ["a", "b"]},
-    "y[5] is 6: without class_names, it must be below N": changed("y", 5, 6),
+    "y[5] is -2: -1 for none, or 0 to 5; more": changed("y", 5, -2),
+    "y[4] is 2: -1 for none, or 0 to 1;": small(
+        y=[0, 1, 1, 0, 2, -1], class_names=["a", "b"]),
+    "y[5] is 6: -1 for none, or 0 to 5; more classes": changed("y", 5, 6),
     "y[3] is -1: val_mask needs a class here": changed("y", 3, -1),
     "train_mask is int64 [6]: it must be booleans [6]": small(train_mask=[0] * 6),
     "val_mask is bool [7]: it must be": small(val_mask=np.zeros(7, bool)),
