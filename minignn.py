@@ -396,10 +396,11 @@ def cross_entropy(logits, labels):
     check_shape("labels", labels, logits.shape[:1])
     num_nodes, num_classes = logits.shape
     # Compiled code cannot simply raise an error, and would read -1 as the last class.
-    # So what is no class makes the loss and its gradient nan.
+    # So what is no class is read as class 0, and multiplied by nan.
     is_class = (labels >= 0) & (labels < num_classes)
-    logits = logits * jnp.where(is_class, 1, jnp.nan)[:, None]
-    return -log_softmax(logits)[jnp.arange(num_nodes), labels].mean()
+    classes = jnp.where(is_class, labels, 0)
+    log_p = log_softmax(logits)[jnp.arange(num_nodes), classes]             # [n]
+    return -(log_p * jnp.where(is_class, 1, jnp.nan)).mean()
 
 
 def accuracy(logits, labels):
