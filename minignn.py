@@ -455,14 +455,14 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 
 
 def loss_rule(history):
-    """The GCN paper's rule, not its code's: a lowest validation loss is progress."""
+    """The GCN paper's, not its code's: a new lowest validation loss is progress."""
     *before, loss = history["val_loss"]
     is_progress = loss < min(before, default=np.inf)
     return is_progress, True            # the last params are kept, as by its code
 
 
 def loss_or_accuracy_rule(history):
-    """The GAT code's rule: progress if either is at its best, kept if both are."""
+    """The GAT's code's: progress if either is at its best, kept if both are."""
     losses, accuracies = history["val_loss"], history["val_accuracy"]
     is_lowest = losses[-1] == min(losses)       # a tie counts, too
     is_highest = accuracies[-1] == max(accuracies)
@@ -492,7 +492,7 @@ def predict(model, params, graph, rng=None):
     """The model's logits for all nodes: [N, C]. A key turns dropout on."""
     _, apply_fun = model
     logits = apply_fun(params, graph.x, graph.adj, rng)
-    # JAX reads the last row for an index past the end: too few would go unseen.
+    # JAX reads the last row for an index past the end: too few rows would go unseen.
     check_shape("logits [labels, classes]", logits,
                 (len(graph.y), len(graph.class_names)))
     return logits
