@@ -70,6 +70,22 @@ def test_a_model_without_layers_has_no_receptive_field():
         receptive_field(random_graph(), 0)
 
 
+def test_its_gradient_in_groups_is_the_plain_one_on_the_whole_graph(tolerance):
+    graph, model = random_graph(), two_layers(0)
+    _, params = model[0](KEY, graph.x.shape)
+
+    def gradient(graph):
+        def loss(params):
+            logits = minignn.predict(model, params, graph)[graph.train]
+            return minignn.cross_entropy(logits, graph.y[graph.train])
+
+        return jax.jit(jax.grad(loss))(params)
+
+    part = receptive_field(graph, 2)
+    part = dataclasses.replace(part, x=grouped(part.x), adj=grouped(part.adj))
+    leaves_close(gradient(part), gradient(graph), tolerance)
+
+
 # 2. Sums in groups of eight -----------------------------------------------------------
 
 
