@@ -277,16 +277,16 @@ def test_nothing_beyond_two_hops_matters_and_everything_within_does(name):
 def test_init_fun_draws_each_array_with_the_fans_of_its_layer_and_head():
     init_gcn, _ = GCN(16, 7)
     gcn_shape, [(W0,), (W1,)] = init_gcn(KEY, (2708, 1433))
-    init_gat, _ = GAT([8, 2], [8], 7)
+    init_gat, _ = GAT([32, 2], [8], 7)
     gat_shape, [(W, a1, a2, b), last] = init_gat(KEY, (2708, 1433))
     assert gcn_shape == gat_shape == (2708, 7)
     for array, shape, fans in [
             (W0, (1433, 16), (1433, 16)),
             (W1, (16, 7), (16, 7)),
-            (W, (1433, 64), (1433, 8)),
-            (a1, (8, 8), (8, 1)),
-            (a2, (8, 8), (8, 1)),
-            (last[0], (64, 14), (64, 7))]:
+            (W, (1433, 256), (1433, 8)),
+            (a1, (32, 8), (8, 1)),
+            (a2, (32, 8), (8, 1)),
+            (last[0], (256, 14), (256, 7))]:
         bound = np.sqrt(6 / sum(fans))
         largest = np.abs(array).max()
         assert array.shape == shape
