@@ -100,6 +100,7 @@ WRONG = [
     ("segment_softmax", "exp / total[rows]", "exp", "row 0 sums to 1.277"),
     ("segment_softmax", " - largest[rows]", "", "case 2, 12 of 14 numbers differ"),
     ("segment_softmax", "largest[rows]", "largest.max()", "case 2, "),
+    ("segment_softmax", "segment_max", "segment_min", "case 2, "),
     ("attention", "cols], 0.2", "cols]", "14 numbers differ"),
     ("attention", "h @ a1, h @ a2", "h @ a2, h @ a1", "14 numbers differ"),
     ("attention", "softmax(scores, rows", "softmax(scores, cols", "and must to 1"),
@@ -108,7 +109,7 @@ WRONG = [
     ("gatv2_scores", "units, 0.2) @ a", "units @ a, 0.2)", "14 numbers differ"),
     ("gatv2_scores", "W1)[rows] + (x @ W2)[cols]", "W1)[cols] + (x @ W2)[rows]",
      "numbers differ"),
-    ("cross_entropy", ".mean()", ".sum()", "all is 6 times"),
+    ("cross_entropy", ".mean()", ".sum()", " is 6 times what it must be"),
     ("cross_entropy", " - logits.max(axis=1, keepdims=True)", "",
      "case 3, nan is not right"),
     ("adam_step", "m / (1 - 0.9 ** t)", "m", "moves by 0.01, and must by 0.1"),
@@ -130,7 +131,7 @@ WRONG = [
     ("cross_entropy_gradient", "jax.nn.softmax(logits)", "0", "row 0 sums to -0."),
     ("compare", "ddof=1", "ddof=0", "the unpaired error"),
     ("compare", "error(a - b)", "abs(error(a) - error(b))", "the paired error"),
-    ("compare", "jnp.mean(a - b)", "jnp.mean(b - a)", "difference: all is -1 times"),
+    ("compare", "jnp.mean(a - b)", "jnp.mean(b - a)", " is -1 times what it must be"),
 ]
 
 
@@ -148,6 +149,24 @@ def test_a_typical_mistake_is_refused_and_named(name, right, wrong, message, cap
 
 
 # The rest of checks.py ----------------------------------------------------------------
+
+
+def test_an_answer_in_another_form_is_told_the_form(capsys):
+    line = said(capsys, "adam_step", lambda *args: args[:2])
+    assert line == "adam_step: it must return params, m, v\n"
+    with pytest.raises(NotImplementedError):
+        checks.check("aggregate", lambda *args: jnp.add.at(args[0], 0, 1))
+
+
+def test_adam_in_place_is_right(capsys):
+    def adam_step(params, grads, m, v, t, step_size):
+        for name, g in grads.items():
+            m[name], v[name] = 0.9 * m[name] + 0.1 * g, 0.999 * v[name] + 0.001 * g ** 2
+            root = jnp.sqrt(v[name] / (1 - 0.999 ** t)) + 1e-8
+            params[name] -= step_size * m[name] / (1 - 0.9 ** t) / root
+        return params, m, v
+
+    assert said(capsys, "adam_step", adam_step) == "adam_step: right\n"
 
 
 def test_case_shows_what_check_gives():
@@ -168,6 +187,7 @@ def test_a_teacher_checks_a_file(tmp_path, capsys):
     path.write_text("import jax\nfrom lab.checks import check\nprint('hello')\n"
                     + solution("aggregate") + "check('aggregate', aggregate)\n"
                     + "def heads(params):\n    return 1\ncheck('heads', heads)\n"
+                    + "def compare(a, b):\n    exit('two\\nlines')\n"
                     + "1 / 0\n")
     checks.main(path)
     stops, *lines = capsys.readouterr().out.splitlines()
@@ -175,6 +195,7 @@ def test_a_teacher_checks_a_file(tmp_path, capsys):
     assert len(lines) == len(checks.EXERCISES)
     assert lines[:2] == ["aggregate: right", "normalisation: not yet"]
     assert lines[5].startswith("heads: TypeError: heads() takes 1 ")
+    assert lines[-1] == "compare: SystemExit: two"
 
 
 def test_the_nearest_mean_counts_only_nodes_that_do_not_make_it():
