@@ -640,13 +640,20 @@ def load_graph(path=CORA, normalize=True):
     """
     names = ("x", "edge_index", "y", "train_mask", "val_mask", "test_mask",
              "class_names")
+    arrays, what = {}, path
     with open(path, "rb") as stream:
         try:
-            with np.lib.npyio.NpzFile(stream) as file:      # np.load takes other files
-                arrays = {name: file[name] for name in names if name in file}
-            return make_graph(**arrays, normalize=normalize)
+            file = np.lib.npyio.NpzFile(stream)             # np.load takes other files
+            for name in names:
+                what = f"{path}: {name}"
+                if name in file or name != "class_names":   # these may be missing
+                    arrays[name] = file[name]
         except Exception as error:              # a damaged file can fail in any way
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{what}: {error}") from error
+    try:
+        return make_graph(**arrays, normalize=normalize)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 # Checks

@@ -22,6 +22,7 @@ import pytest
 from jax.example_libraries import optimizers
 from jax.flatten_util import ravel_pytree
 
+import minignn
 from conftest import KEY, ROOT, close, dense, leaves_close, normal, small, switch, x64
 from minignn import (
     GAT,
@@ -798,7 +799,7 @@ def test_a_file_gives_the_graph_of_its_arrays(tmp_path):
             assert graph.class_names == (("a", "b") if class_names else ("0", "1"))
 
 
-def test_files_that_cannot_be_read_are_named_once(tmp_path):
+def test_files_that_cannot_be_read_are_named_once(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="nowhere.npz"):
         load_graph(tmp_path / "nowhere.npz")
     without_y = {name: array for name, array in small().items() if name != "y"}
@@ -814,6 +815,11 @@ def test_files_that_cannot_be_read_are_named_once(tmp_path):
             load_graph(path)
         assert str(error.value).startswith(f"{path}: ")
         assert str(error.value).count(path.name) == 1
+    with pytest.raises(ValueError, match="missing.npz: y: "):
+        load_graph(tmp_path / "missing.npz")
+    monkeypatch.setattr(minignn, "make_graph", None)        # an error of the program's
+    with pytest.raises(TypeError):
+        load_graph(tmp_path / "bad.npz")
 
 
 # The file as a whole ------------------------------------------------------------------

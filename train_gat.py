@@ -31,37 +31,39 @@ add("--log-every", type=int, default=10, help="of a single run, 0: silent")
 either = parser.add_mutually_exclusive_group().add_argument
 either("--fast", action="store_true", help="less time an epoch, see scale/faster.py")
 either("--devices", type=int, default=1, help="devices to spread the edges over")
+if hasattr(sys.stdout, "reconfigure"):          # a notebook's has none
+    sys.stdout.reconfigure(errors="replace")    # not every terminal has č and ±
 args = parser.parse_args()
 
-least = {"lr": 0, "weight_decay": 0, "seed": 0, "log_every": 0,
-         "epochs": 1, "patience": 1, "runs": 1, "devices": 1,
-         "hidden": 1, "heads": 1, "out_heads": 1}
-for name, number in least.items():
-    if not number <= getattr(args, name) < np.inf:
-        parser.error(f"{name} is {getattr(args, name)}: it must be at least {number}")
-if args.seed + args.runs > 2 ** 32:
-    parser.error("seeds are 0 to 2^32 - 1")
-if hasattr(sys.stdout, "reconfigure"):          # a notebook's has none
-    sys.stdout.reconfigure(errors="replace")    # not every terminal has a ±
+big = 2 ** 31
+bounds = {
+    "heads": (1, big), "out_heads": (1, big),
+    "hidden": (1, big), "epochs": (1, big), "patience": (1, big), "runs": (1, big),
+    "lr": (0, big), "weight_decay": (0, big), "log_every": (0, big), "dropout": (0, 1),
+    "devices": (1, jax.device_count() + 1), "seed": (0, 2 ** 32 + 1 - args.runs)}
+for name, (least, end) in bounds.items():
+    value, flag = getattr(args, name), name.replace("_", "-")
+    if not least <= value < end:
+        parser.error(f"--{flag} is {value}: it must be from {least} to below {end}")
 
-steps = adam_steps
 try:
     graph = load_graph(args.data, normalize=not args.no_normalize)
-    heads = [args.heads, args.out_heads]
-    model = GAT(heads, [args.hidden], len(graph.class_names), args.dropout)
-    for split in ("train", "val", "test"):
-        if len(getattr(graph, split)) == 0:
-            parser.error(f"{args.data}: {split}_mask selects no node")
-    print(graph, flush=True)
-    if args.fast:
-        from scale.faster import faster
-        steps = faster(graph, hops=2)
-    if args.devices > 1:
-        from scale.devices import shard_graph
-        graph = shard_graph(graph, jax.make_mesh((args.devices,), ("edges",)))
-except (OSError, ValueError, ImportError) as error:
+except (OSError, ValueError) as error:
     parser.error(str(error))
+for split in ("train", "val", "test"):
+    if len(getattr(graph, split)) == 0:
+        parser.error(f"{args.data}: {split}_mask selects no node")
+print(graph, flush=True)
 
+heads = [args.heads, args.out_heads]
+model = GAT(heads, [args.hidden], len(graph.class_names), args.dropout)
+steps = adam_steps
+if args.fast:
+    from scale.faster import faster
+    steps = faster(graph, hops=2)
+if args.devices > 1:
+    from scale.devices import shard_graph
+    graph = shard_graph(graph, jax.make_mesh((args.devices,), ("edges",)))
 recipe = dataclasses.replace(
     paper, step_size=args.lr, weight_decay=args.weight_decay, epochs=args.epochs,
     patience=args.patience)

@@ -93,7 +93,7 @@ def make_planetoid(folder, name):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
+    if len(sys.argv) != 3 or sys.argv[2] not in ("citeseer", "pubmed"):
         sys.exit(__doc__)
     _, folder, name = sys.argv
     output = pathlib.Path(__file__).with_name(f"{name}.npz")
