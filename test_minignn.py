@@ -683,7 +683,7 @@ def test_training_compiles_the_step_and_the_evaluation_once(caplog):
     caplog.set_level(logging.WARNING, "jax")
     with switch("jax_log_compiles", True):
         params, _ = quiet_train(model, graph, epochs=4)
-        quiet_train(model, graph, epochs=2, step_size=.02, patience=7)
+        quiet_train(model, graph, epochs=2, step_size=.2, weight_decay=.1, patience=7)
         evaluate(model, params, graph)
     compiled = re.findall(r"Compiling (?:jit\()?(\w+)", caplog.text)
     assert compiled.count("train_step") == compiled.count("evaluate") == 1

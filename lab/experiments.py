@@ -550,12 +550,14 @@ GATS = {"gat", "gat-no-attention", "gat-gcn-weights"}
 NAMES = {*GCNS, *GATS, *ARGUMENTS, "gcn-as-gat", "compare"}
 # Which names take a flag.
 FLAGS = {"dropout": GCNS, "epochs": {"depth", "residual"}, "penalty": GATS,
-         "classes": {"homophily", "noisy"}, "fast": {*GCNS, *GATS, "gcn-as-gat"}}
+         "classes": {"homophily", "noisy"}, "fast": {*GCNS, *GATS, "gcn-as-gat"},
+         "data": {*GCNS, *GATS, "gcn-as-gat", "fair"}, "runs": NAMES - {"compare"}}
 
 
 def main():
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("name", choices=NAMES, metavar="NAME", help="one of those above")
     add("argument", nargs="?", metavar="NUMBER or METHOD")
@@ -568,6 +570,7 @@ def main():
     add("--fast", action="store_true", help="as the scripts' flag; other random bits")
     add("--results", type=pathlib.Path, help="a file of runs; none is made twice")
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors="replace")    # not every terminal has a ±
 
     arguments = ARGUMENTS.get(args.name, [None])
     if str(args.argument) not in map(str, arguments):
@@ -582,9 +585,11 @@ def main():
             continue
         if args.name not in names:
             parser.error(f"{args.name} takes no --{flag}")
-        if flag != "fast":                      # in the name of the group
+        if flag not in ("fast", "data", "runs"):        # these do not name a row
             args.words += f" --{flag} {value}"
 
+    if args.name == "compare" and not (args.results and args.results.exists()):
+        parser.error("compare needs a file of --results")
     results = Results(args.results)
     if args.name == "compare":
         for group, rows in results.groups.items():

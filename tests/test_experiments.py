@@ -231,7 +231,8 @@ def test_every_command_on_the_page_runs(run, monkeypatch):
 
 
 @pytest.mark.parametrize("words", [
-    "gcn 5", "homophily 101", "labels", "fair sage", "gat --epochs 9", "gcn --runs 0"])
+    "gcn 5", "homophily 101", "labels", "fair sage", "gat --epochs 9", "gcn --runs 0",
+    "lookup 2 --data cora.npz", "compare", "compare --results nowhere.jsonl"])
 def test_what_a_row_does_not_take_is_refused(run, words):
     with pytest.raises(SystemExit):
         run(*words.split())

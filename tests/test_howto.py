@@ -392,15 +392,6 @@ def test_it_does_not_learn(cora):
     assert found["labels"]["train_accuracy"] < 0.7
 
 
-def test_a_recipes_numbers_compile_nothing_anew(cora):
-    model, recipe = GCN(16, 7), dataclasses.replace(GCN_RECIPE, epochs=1)
-    train(model, cora, KEY, recipe, log_every=0)
-    compiled = minignn.train_step._cache_size()
-    recipe = dataclasses.replace(recipe, step_size=0.5, weight_decay=1.0, patience=3)
-    train(model, cora, KEY, recipe, log_every=0)
-    assert minignn.train_step._cache_size() == compiled
-
-
 def test_half_types():
     graph, model = small_graph(), GCN(4, 2)
     _, params = model[0](KEY, graph.x.shape)
