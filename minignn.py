@@ -160,8 +160,8 @@ def normalize_adjacency(edge_index, num_nodes):
     edges = np.asarray(edge_index, np.int64)
     nodes = np.arange(num_nodes)
     cols, rows = np.hstack([edges, [nodes, nodes]])
-    # Number the places of the matrix row by row: of 3 columns, row 1, column 2 is 5.
-    # Sorted, equal ones stand together; the first stays. (np.unique takes longer.)
+    # Number the places row by row: of 3 columns, row 1, column 2 is 5. Sorted, equal
+    # ones stand together; the first stays. (NumPy 2.4's np.unique takes longer.)
     places = np.sort(rows * num_nodes + cols)               # up to N * N: int64
     is_first = np.diff(places, prepend=-1) > 0              # unlike the one before
     rows, cols = np.divmod(places[is_first], num_nodes)
@@ -193,7 +193,7 @@ def dropout(rng, x, rate):
     check_rate(rate)
     if rng is None or rate == 0:
         return x
-    if hasattr(x, "values"):    # a Sparse, or a class like it: what is not stored is 0
+    if hasattr(x, "values"):            # stored ones, as in a Sparse: the others are 0
         return dataclasses.replace(x, values=dropout(rng, x.values, rate))
     keep = jax.random.bernoulli(rng, 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0)
@@ -455,14 +455,18 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 
 
 def loss_rule(history):
-    """The GCN paper's, not its code's: a new lowest validation loss is progress."""
+    """The GCN paper's: a new lowest validation loss is progress.
+
+    Its code compares with a mean of ten losses. Which params to keep, the paper does
+    not say; the code keeps the last.
+    """
     *before, loss = history["val_loss"]
     is_progress = loss < min(before, default=np.inf)
-    return is_progress, True            # the last params are kept, as by its code
+    return is_progress, True
 
 
 def loss_or_accuracy_rule(history):
-    """The GAT's code's: progress if either is at its best, kept if both are."""
+    """The GAT's code's: progress if loss or accuracy is best, kept if both are."""
     losses, accuracies = history["val_loss"], history["val_accuracy"]
     is_lowest = losses[-1] == min(losses)       # a tie counts, too
     is_highest = accuracies[-1] == max(accuracies)
@@ -523,7 +527,7 @@ def evaluate(model, params, graph):
     logits = predict(model, params, graph)
     metrics = {}
     for split in ("train", "val", "test"):
-        nodes = getattr(graph, split)           # if there are none, both are nan
+        nodes = getattr(graph, split)           # without any, both metrics are nan
         metrics[f"{split}_loss"] = cross_entropy(logits[nodes], graph.y[nodes])
         metrics[f"{split}_accuracy"] = accuracy(logits[nodes], graph.y[nodes])
     return metrics
@@ -696,7 +700,7 @@ def check_nodes(name, nodes, shape, num_nodes):
 def check_graph_arrays(x, y, masks, class_names, normalize):
     check_array("x", x, "numbers", ["N", "F"])
     check(x.size > 0, f"x is {list(x.shape)}: a graph needs a node and a feature")
-    # So a row's sum fits float32, up to 3e38. (In float16, 1e30 would be infinite.)
+    # Below 1e30, a row's sum fits float32, up to 3e38. (In float16, 1e30 is infinite.)
     check_each(np.abs(x) < np.float64(1e30), "x", x, "it must be below 1e30 in size")
     check_each((x >= 0) | (not normalize), "x", x, "negative numbers, whose sum can "
                "be 0, need normalize=False (the scripts: --no-normalize)")
