@@ -758,6 +758,7 @@ BAD_GRAPHS = {
     "x[1, 1] is 1e+30: it must be below 1e30": changed("x", (1, 1), 1e30),
     "x[4, 1] is -0.5: negative numbers": changed("x", (4, 1), -0.5),
     "x is float64 [6]: it must be numbers [N, F]": small(x=np.ones(6)),
+    "x is object: it must be numbers": small(x=object()),      # as a scipy matrix is
     "x is [6, 0]: a graph needs": small(x=np.ones((6, 0))),
     "x is complex128 [6, 3]: it must be numbers": small(x=np.ones((6, 3), complex)),
     "edge_index is int64 [4, 2]: it must be integers [2, number of edges]": small(
@@ -815,8 +816,9 @@ def test_files_that_cannot_be_read_are_named_once(tmp_path, monkeypatch):
             load_graph(path)
         assert str(error.value).startswith(f"{path}: ")
         assert str(error.value).count(path.name) == 1
-    with pytest.raises(ValueError, match="missing.npz: y: "):
-        load_graph(tmp_path / "missing.npz")
+    for name, message in ("missing", "y: "), ("bad", r"x\[2, 1\] is nan: "):
+        with pytest.raises(ValueError, match=rf"{name}\.npz: {message}"):
+            load_graph(tmp_path / f"{name}.npz")
     monkeypatch.setattr(minignn, "make_graph", None)        # an error of the program's
     with pytest.raises(TypeError):
         load_graph(tmp_path / "bad.npz")

@@ -57,6 +57,8 @@ def test_a_notebook_alone_says_what_it_needs(monkeypatch, tmp_path):
 @slow
 @pytest.mark.parametrize("page", PAGES)
 def test_a_notebook_runs_from_the_first_cell_to_the_last(page, monkeypatch):
+    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
     nbformat = pytest.importorskip("nbformat")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")

@@ -44,9 +44,10 @@ def run(monkeypatch, capsys):
 def error_line(result, name):
     """The last line of argparse's way to fail: the usage, then one line."""
     status, _, err = result
-    *_, line = err.splitlines()
-    assert status == 2 and line.startswith(f"{name}: error: ")
-    return line.removeprefix(f"{name}: error: ")
+    usage, line = err.rsplit(f"{name}: error: ", 1)
+    assert status == 2 and usage.startswith(f"usage: {name}")
+    assert line.endswith("\n") and line.count("\n") == 1
+    return line.strip()
 
 
 # 1. What they do ----------------------------------------------------------------------
