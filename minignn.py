@@ -393,7 +393,7 @@ def cross_entropy(logits, labels):
 
     logits: [n, C]. labels: [n], from 0 to C - 1; any other makes the loss nan.
     """
-    check_shape("labels", labels, logits.shape[:1])
+    check_array("labels", labels, "integers", logits.shape[:1])
     num_nodes, num_classes = logits.shape
     # Compiled code cannot simply raise an error, and would read -1 as the last class.
     # So what is no class is read as class 0, and multiplied by nan.
@@ -405,7 +405,7 @@ def cross_entropy(logits, labels):
 
 def accuracy(logits, labels):
     """The fraction of nodes whose largest logit is that of the right class."""
-    check_shape("labels", labels, logits.shape[:1])
+    check_array("labels", labels, "integers", logits.shape[:1])
     return (logits.argmax(axis=1) == labels).mean()
 
 
@@ -496,9 +496,7 @@ def predict(model, params, graph, rng=None):
     """The model's logits for all nodes: [N, C]. A key turns dropout on."""
     _, apply_fun = model
     logits = apply_fun(params, graph.x, graph.adj, rng)
-    # JAX reads the last row for an index past the end: too few rows would go unseen.
-    check_shape("logits [labels, classes]", logits,
-                (len(graph.y), len(graph.class_names)))
+    check_logits(graph, logits)
     return logits
 
 
@@ -684,7 +682,7 @@ def check_array(name, array, kind, shape):
     if array.size > 0:              # NumPy makes floats of an empty list
         is_right &= array.dtype.kind in letters[kind]
     found = f"{array.dtype} {list(array.shape)}"
-    if array.ndim == 0:             # NumPy wraps what it does not know: a scipy matrix
+    if array.ndim == 0 and array.dtype.kind in "OU":    # NumPy wraps a scipy matrix so
         found = type(array.item()).__name__
     lengths = ", ".join(str(length) for length in shape)
     check(is_right, f"{name} is {found}: it must be {kind} [{lengths}]")
@@ -731,9 +729,11 @@ def check_aggregate(matrix, weights, h):
           f"[{m}, H, D]")
 
 
-def check_shape(name, array, shape):
-    check(array.shape == shape,
-          f"{name} are {list(array.shape)}: they must be {list(shape)}")
+def check_logits(graph, logits):
+    # Of rows that are missing, JAX would read the last one instead, without an error.
+    shape = len(graph.y), len(graph.class_names)
+    check(logits.shape == shape, f"logits [nodes, classes] are {list(logits.shape)}: "
+          f"they must be {list(shape)}")
 
 
 def check_rate(rate):

@@ -476,12 +476,13 @@ def test_a_label_that_is_no_class_makes_loss_and_gradient_nan():
         assert np.isnan(loss) and np.isnan(gradient).any()
 
 
-def test_labels_of_another_shape_are_refused():
-    for measure in cross_entropy, accuracy:
-        for shape in [3], [5], [4, 1], []:
-            message = re.escape(f"labels are {shape}: they must be [4]")
-            with pytest.raises(ValueError, match=message):
-                measure(jnp.ones((4, 3)), jnp.zeros(shape, int))
+def test_labels_of_another_shape_or_type_are_refused():
+    for measure in jax.jit(cross_entropy), jax.jit(accuracy):
+        for kind, shape in [("int32", [3]), ("int32", [5]), ("int32", [4, 1]),
+                            ("int32", []), ("float32", [4])]:
+            message = f"labels is {kind} {shape}: it must be integers [4]"
+            with pytest.raises(ValueError, match=re.escape(message)):
+                measure(jnp.ones((4, 3)), jnp.zeros(shape, kind))
 
 
 # 5. Adam ------------------------------------------------------------------------------
