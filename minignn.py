@@ -2,17 +2,18 @@
 
 A graph has nodes and edges: papers, say, and which of them cite each other. Node i has
 features x_i, the words in paper i, and a label, its subject. A few labels are known;
-from these, a model learns to predict the others. Neighbours help, as most citations
-stay within a subject. So in a layer, each node i takes a weighted sum over its
-neighbours j, itself among them:
+from these, a model learns to predict the others. Most citations stay within a subject,
+so neighbours help: in a layer, each node i takes a weighted sum over its neighbours j,
+itself among them:
 
     out_i = sum over j of  w_ij h_j             h_j = x_j W, with a learned matrix W
 
-The sum is one function here, aggregate. Models differ in the weights w_ij. In a GCN
-(graph convolutional network: Kipf & Welling, ICLR 2017), they follow from how many
-neighbours i and j have. In a GAT (graph attention network: Veličković et al., ICLR
-2018), a learned part computes them from h, and they are called alpha. adj, the
-adjacency, says who is whose neighbour; its values are the GCN's weights.
+The sum is one method here, aggregate; models differ in the weights. In a GCN (graph
+convolutional network: Kipf & Welling, ICLR 2017), w_ij follows from how many neighbours
+i and j have. In a GAT (graph attention network: Veličković et al., ICLR 2018), a
+learned part computes it from h; this w_ij is called alpha_ij. adj, the adjacency, is a
+sparse matrix with an entry for each i and its neighbour j; adj.values and alpha hold
+the weights, entry by entry.
 
     GCN     out = adj.aggregate(adj.values, h)
     GAT     out = adj.aggregate(alpha, h)
@@ -28,24 +29,25 @@ From the data to predictions:
 
 JAX, for readers who know NumPy (jnp is JAX's NumPy):
 
-    key, rng    the same key gives the same random numbers. So draw with it only once;
-                jax.random.split makes several new keys from one
-    pytree      lists, tuples, dicts and registered classes, nested; the arrays and
-                numbers inside are its leaves. jax.tree.map(f, tree) makes a tree with
-                f(leaf) for each leaf; of several trees of one form, f gets a leaf of
-                each
+    key, rng    the same key gives the same random numbers, so draw with it only once;
+                jax.random.split makes several new keys from one, fold_in makes one from
+                a key and a number
+    pytree      lists, tuples, dicts and classes registered with JAX, nested; the arrays
+                and numbers inside are its leaves. jax.tree.map(f, tree) is a new tree,
+                of f(leaf) for each leaf; of several trees, f gets a leaf of each
     jax.grad    if f returns one number, grad(f)(params) is its gradient, a pytree like
                 params
-    jax.jit     jit(f) is f, compiled. The first call runs f on stand-ins that have a
-                shape but no numbers, and records what it does; later calls run the
-                record. Where Python needs a value (an `if`, a size, a function to
-                call), the argument is marked static: f gets the value itself. (An
-                array's shape and None are known anyway.) A new shape, type or static
-                value makes a new record
+    jax.jit     jit(f) is f, compiled. The first call runs f on stand-ins for arrays and
+                numbers, which have a shape but no value, and records what it does;
+                later calls run the record. What must be known by value (a function to
+                call, a string, the size of a new array, what an `if` tests) is marked
+                static, as an argument or a field of a class, and has no stand-in. A new
+                shape, type or static value makes a new record
 
 Shapes stand in brackets: N nodes, E stored entries of a matrix, F features, C classes,
 H heads of D units; n, m, k are any numbers. Functions whose names begin with check
-raise ValueError for arguments that do not fit; they stand at the end, to be skipped.
+raise ValueError for arguments that do not fit. They stand in section 7, data and
+checks, which can be skipped. Its last lines say what to copy for a file of your own.
 
 Needs Python 3.11, jax 0.5, numpy 1.26, or later. MIT License, the minignn developers.
 """
@@ -61,12 +63,12 @@ import numpy as np
 
 # 1. Graphs ----------------------------------------------------------------------------
 
-# Marks a field of a class as static for jit.
+# Marks a field as static: register_dataclass, below, reads it.
 static = functools.partial(dataclasses.field, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass               # a pytree of the fields not static
-@dataclasses.dataclass(frozen=True, eq=False)   # for == of arrays is no bool
+@dataclasses.dataclass(frozen=True, eq=False)   # a dataclass's == fails on arrays
 class Sparse:
     """A matrix of which only E entries are stored; the others are zero.
 
@@ -85,24 +87,23 @@ class Sparse:
     def aggregate(self, weights, h):
         """For each row, the sum of weights[e] * h[cols[e]] over its entries e.
 
-        weights [E], h [m, k] -> [n, k]. Or, for the GAT's heads, H such sums at once:
-        weights [E, H], h [m, H, D] -> [n, H, D].
+        weights [E], h [m, k] -> [n, k]. Or H such sums at once, the heads of section 3:
+        weights [E, H], h [m, H, D] -> [n, H, D]. h may be NumPy's.
         """
         check_aggregate(self, weights, h)
-        h_of_entry = jnp.asarray(h)[self.cols]          # [E, k]; h may be NumPy's
-        messages = weights[..., None] * h_of_entry      # [E, 1] * [E, k]
+        h_of_entry = jnp.asarray(h)[self.cols]          # [E, k] or [E, H, D]
+        messages = weights[..., None] * h_of_entry      # [E, 1] * [E, k], for one sum
         # The same as: for e in range(E): out[rows[e]] += messages[e]
-        return jax.ops.segment_sum(messages, self.rows, self.shape[0])  # [n, k]
+        return jax.ops.segment_sum(messages, self.rows, self.shape[0])
 
-    def __matmul__(self, b):                            # self @ b: [m, k] -> [n, k]
-        return self.aggregate(self.values, b)
+    def __matmul__(self, h):                            # self @ h: [m, k] -> [n, k]
+        return self.aggregate(self.values, h)
 
     def todense(self):
         zeros = jnp.zeros(self.shape, self.values.dtype)
-        # JAX's arrays never change: this makes a copy, with the values added.
-        return zeros.at[self.rows, self.cols].add(self.values)
+        return zeros.at[self.rows, self.cols].add(self.values)      # a changed copy
 
-    def __array__(self, dtype=None, copy=None):
+    def __array__(self, dtype=None, copy=None):         # np.asarray calls this
         raise ValueError(f"{self} is no array: say .todense() for one")
 
     def __repr__(self):
@@ -110,7 +111,7 @@ class Sparse:
 
 
 def make_sparse(rows, cols, values, shape):
-    """A Sparse of NumPy arrays, in JAX's types."""
+    """A Sparse from NumPy arrays, in JAX's types."""
     return Sparse(jnp.asarray(rows, jnp.int32), jnp.asarray(cols, jnp.int32),
                   jnp.asarray(values, float), shape)
 
@@ -118,10 +119,10 @@ def make_sparse(rows, cols, values, shape):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Graph:
-    x: jax.Array | Sparse                       # features [N, F]
-    adj: Sparse                                 # [N, N], with self-loops
+    x: jax.Array | Sparse                       # features [N, F]; both have x @ W
+    adj: Sparse                                 # [N, N], see normalize_adjacency
     y: jax.Array                                # labels [N], -1 for none
-    train: jax.Array                            # [n], the nodes to learn from,
+    train: jax.Array                            # [n], indices of nodes to learn from,
     val: jax.Array                              # those that say when to stop,
     test: jax.Array                             # those that the result is measured on
     class_names: tuple = static()               # C strings
@@ -148,23 +149,22 @@ def normalize_adjacency(edge_index, num_nodes):
                                                  [.41, .33, .41],
                                                  [0  , .41, .50]]
 
-    Weights of 1 / (sqrt(d_i) sqrt(d_i)) would make the sum a mean. With sqrt(d_j) for
-    one of the roots, a node j with many neighbours counts less in every sum: near to
-    all, it says little about each.
+    Weights of 1 / d_i would make the sum a mean. With the roots of both, a neighbour
+    that has many neighbours itself counts less, and Â is symmetric if the edges are.
 
     edge_index: integers [2, number of edges], sources and targets. An edge from j to i
     is an entry in row i, column j: a node hears from those that point at it. An
     undirected edge is listed in both directions; what is listed twice counts once.
     """
     check_nodes("edge_index", edge_index, [2, "number of edges"], num_nodes)
-    edges = np.asarray(edge_index, np.int64)
+    edges = np.asarray(edge_index, np.int64)                # N * N can exceed int32
     nodes = np.arange(num_nodes)
-    cols, rows = np.hstack([edges, [nodes, nodes]])
-    # Number the places row by row: of 3 columns, row 1, column 2 is 5. Sorted, equal
-    # ones stand together; the first stays. (NumPy 2.4's np.unique takes longer.)
-    places = np.sort(rows * num_nodes + cols)               # up to N * N: int64
-    is_first = np.diff(places, prepend=-1) > 0              # unlike the one before
-    rows, cols = np.divmod(places[is_first], num_nodes)
+    cols, rows = np.hstack([edges, [nodes, nodes]])         # sources, targets
+    # Each place once. (NumPy 2.4's np.unique is slower.) A place's number, row by row:
+    # of 3 columns, row 1, column 2 is 5.
+    places = np.sort(rows * num_nodes + cols)               # [0, 5, 5], say
+    places = places[np.diff(places, prepend=-1) > 0]        # [0, 5]
+    rows, cols = np.divmod(places, num_nodes)               # [0, 1], [0, 2]
 
     degree = np.bincount(rows)                              # [N]
     values = 1 / np.sqrt(degree[rows] * degree[cols])       # [E]
@@ -174,9 +174,9 @@ def normalize_adjacency(edge_index, num_nodes):
 def glorot_uniform(rng, shape, fan_in, fan_out):
     """Random weights between -r and r (Glorot & Bengio 2010, equation 16).
 
-    An output is a sum of fan_in products: to be as large as its inputs, it needs
-    weights of variance 1 / fan_in. A gradient is a sum of fan_out products, and needs
-    1 / fan_out. The variance here is r^2 / 3 = 2 / (fan_in + fan_out), between the two.
+    With weights of variance 1 / fan_in, a sum of fan_in products is as large as its
+    inputs. Gradients, sums of fan_out products, need a variance of 1 / fan_out. Here it
+    is r^2 / 3 = 2 / (fan_in + fan_out), between the two.
     """
     check(min(*shape, fan_in, fan_out) >= 1,
           f"weights {list(shape)}: each size must be at least 1")
@@ -187,36 +187,35 @@ def glorot_uniform(rng, shape, fan_in, fan_out):
 def dropout(rng, x, rate):
     """Make each number of x 0 with probability rate, and divide the others by 1 - rate.
 
-    So it is harder to learn the few labels by heart; the division keeps the mean
+    It is then harder to learn the few labels by heart; the division keeps the mean
     (Srivastava et al. 2014). Without a key, x stays.
     """
     check_rate(rate)
     if rng is None or rate == 0:
         return x
-    if hasattr(x, "values"):            # stored ones, as in a Sparse: the others are 0
+    if hasattr(x, "values"):            # as a Sparse has; what it does not store is 0
         return dataclasses.replace(x, values=dropout(rng, x.values, rate))
     keep = jax.random.bernoulli(rng, 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0)
 
 
 def split_or_none(rng, num):
-    """num keys, or num times None."""
     return [None] * num if rng is None else jax.random.split(rng, num)
 
 
-# A layer is a pair of functions, and a model is one, too:
+# A layer is a pair of functions, and so is a model; functions in CapWords make them:
 #
 #     init_fun(rng, input_shape) -> (output_shape, params)
 #     apply_fun(params, x, adj, rng=None) -> output
 #
-# They remember nothing, not even params. A key, given in training, turns dropout on.
+# They keep sizes and rates, but no params. A key, given in training, turns dropout on.
 
 
 def GraphConvolution(out_dim, bias=False, dropout_rate=0):
     """A layer of the GCN, Â X W: the paper's equation 2 before its activation.
 
-    Like a convolution of an image, it sums over surroundings, with one W for all nodes.
-    The bias, not in the paper, is for models of your own.
+    All nodes share one W, as all places of an image share a convolution's filter. The
+    bias, not in the paper, is for models of your own.
 
     params: (W [F, out_dim],) or (W, b [out_dim]).
     x: [N, F], an array or a Sparse -> [N, out_dim].
@@ -230,8 +229,9 @@ def GraphConvolution(out_dim, bias=False, dropout_rate=0):
         return (num_nodes, out_dim), params
 
     def apply_fun(params, x, adj, rng=None):
+        W = params[0]
         x = dropout(rng, x, dropout_rate)
-        h = x @ params[0]       # first, so that the sum has out_dim columns, and not F
+        h = x @ W               # first: the sum then has out_dim columns, and not F
         out = adj.aggregate(adj.values, h)                  # w_ij = Â_ij
         return out + params[1] if bias else out
 
@@ -279,15 +279,14 @@ def GCN(nhid, nclass, dropout_rate=0.5):
 # The same sum, with other weights: those of node i come from its features and its
 # neighbours'. With a learned vector a, and [u || v] for u and v one after the other,
 #
-#     score_ij = LeakyReLU(a . [h_i || h_j])
-#     alpha_ij = exp(score_ij) / the sum of exp(score_ik) over k     both: equation 3
+#     score_ij = LeakyReLU(a . [h_i || h_j])                          in equation 3
+#     alpha_ij = exp(score_ij) / the sum of exp(score_ik) over k      equation 3
 #     out_i    = the sum of alpha_ij h_j over j       equation 4, before its activation
 #
 # where j and k are neighbours of i: a softmax over these. (The paper's h_j is x_j here,
 # its W h_j is h_j.) A high score_ij makes i hear much of j; like W, a is learned from
 # the loss. Where a is 0, all alpha_ij are 1 / d_i, and the sum is the mean. A layer has
-# H such sums side by side, its heads. (On Cora, the GCN's weights in place of alpha
-# do no worse: docs/experiments.md.)
+# H such sums side by side, its heads.
 
 
 def segment_softmax(scores, rows, num_rows):
@@ -307,17 +306,17 @@ def attention(a1, a2, h, adj):
     With a in two halves, a . [h_i || h_j] = a1 . h_i + a2 . h_j: each node has two
     numbers, and an entry of adj adds the first of i to the second of j.
     """
-    own = jnp.einsum("nhd,hd->nh", h, a1)                   # a1 . h_i, in each head
-    neighbour = jnp.einsum("nhd,hd->nh", h, a2)             # a2 . h_j
+    own = jnp.einsum("nhd,hd->nh", h, a1)                   # a1 . h_i: [N, H]
+    neighbour = jnp.einsum("nhd,hd->nh", h, a2)             # a2 . h_j: [N, H]
     scores = own[adj.rows] + neighbour[adj.cols]            # [E, H]
     # Negative scores times 0.2. (A ReLU would make them and their gradient 0.) Without
-    # such a bend, a1 . h_i, in all scores of row i, would cancel in the softmax.
+    # such a bend, exp(a1 . h_i) would be a factor of all terms of row i, and cancel.
     scores = jax.nn.leaky_relu(scores, 0.2)
     return segment_softmax(scores, adj.rows, adj.shape[0])
 
 
 def MultiHeadLayer(nheads, nhid, dropout_rate, last_layer=False):
-    """nheads heads, each with nhid units and its own W, a1, a2 and b.
+    """nheads heads, each with nhid units and its own W, a1, a2 and bias b.
 
     Each can prefer other neighbours; the authors found learning more stable with
     several. Their outputs stand side by side; in a last layer, whose nhid is the number
@@ -331,7 +330,7 @@ def MultiHeadLayer(nheads, nhid, dropout_rate, last_layer=False):
     def init_fun(rng, input_shape):
         num_nodes, num_features = input_shape
         W_rng, a1_rng, a2_rng = jax.random.split(rng, 3)
-        # The fans are one head's: W makes nhid numbers of F, a1 and a2 one of nhid.
+        # The fans are one head's: W maps F numbers to nhid, a1 and a2 nhid to 1.
         W = glorot_uniform(W_rng, (num_features, nheads * nhid), num_features, nhid)
         a1 = glorot_uniform(a1_rng, (nheads, nhid), nhid, 1)
         a2 = glorot_uniform(a2_rng, (nheads, nhid), nhid, 1)
@@ -348,10 +347,9 @@ def MultiHeadLayer(nheads, nhid, dropout_rate, last_layer=False):
         alpha = attention(a1, a2, h, adj)                   # w_ij = alpha_ij: [E, H]
         # In each step, each head hears a random part of the neighbours.
         alpha = dropout(alpha_rng, alpha, dropout_rate)
-        # Not in the paper, but in its authors' code: this dropout, and the bias b.
-        h = dropout(h_rng, h, dropout_rate)
+        h = dropout(h_rng, h, dropout_rate)     # in the authors' code, not in the paper
         out = adj.aggregate(alpha, h)                       # equation 4: [N, H, D]
-        out = out + b
+        out = out + b                           # from their code, too
         if last_layer:
             return out.mean(axis=1)                         # equation 6: [N, D]
         return out.reshape(-1, nheads * nhid)               # equation 5: [N, H*D]
@@ -373,7 +371,7 @@ def GAT(nheads, nhid, nclass, dropout_rate=0.6):
     check(np.ndim(nheads) == np.ndim(nhid) == 1 and len(nheads) == len(nhid) + 1,
           f"nheads is {nheads}, nhid {nhid}: they must be lists, nheads one longer")
     layers = [MultiHeadLayer(heads, units, dropout_rate)
-              for heads, units in zip(nheads, nhid)]
+              for heads, units in zip(nheads[:-1], nhid)]
     layers.append(MultiHeadLayer(nheads[-1], nclass, dropout_rate, last_layer=True))
     return chain(layers, jax.nn.elu)
 
@@ -395,8 +393,8 @@ def cross_entropy(logits, labels):
     """
     check_array("labels", labels, "integers", logits.shape[:1])
     num_nodes, num_classes = logits.shape
-    # Compiled code cannot simply raise an error, and would read -1 as the last class.
-    # So what is no class is read as class 0, and multiplied by nan.
+    # Compiled code cannot raise an error for a value. So what is no class is read as
+    # class 0, times nan, which loss and gradient show. (JAX would read some class.)
     is_class = (labels >= 0) & (labels < num_classes)
     classes = jnp.where(is_class, labels, 0)
     log_p = log_softmax(logits)[jnp.arange(num_nodes), classes]             # [n]
@@ -420,9 +418,9 @@ def l2_penalty(params):
 def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
     """The optimizer Adam (Kingma & Ba 2015, algorithm 1) -> (init, update).
 
-    m is a running mean of each gradient, v a running mean of its square. A parameter
-    moves by about -step_size * m / sqrt(v): by step_size while its gradient stays the
-    same, large or small, and mostly by less where its sign changes.
+    m is a running mean of each gradient, v one of its square. A parameter moves by
+    about -step_size * m / sqrt(v): by step_size while its gradient stays the same,
+    large or small, and mostly by less where its sign changes.
     """
 
     def init(params):
@@ -455,10 +453,9 @@ def adam(step_size, b1=0.9, b2=0.999, eps=1e-8):
 
 
 def loss_rule(history):
-    """The GCN paper's: a new lowest validation loss is progress.
+    """The GCN paper's, as read here: a new lowest validation loss is progress.
 
-    Its code compares with a mean of ten losses. Which params to keep, the paper does
-    not say; the code keeps the last.
+    Its code compares with a mean of ten losses, and keeps the last params, as here.
     """
     *before, loss = history["val_loss"]
     is_progress = loss < min(before, default=np.inf)
@@ -466,9 +463,9 @@ def loss_rule(history):
 
 
 def loss_or_accuracy_rule(history):
-    """The GAT's code's: progress if loss or accuracy is best, kept if both are."""
+    """From the GAT's code: progress if loss or accuracy is best, kept if both are."""
     losses, accuracies = history["val_loss"], history["val_accuracy"]
-    is_lowest = losses[-1] == min(losses)       # a tie counts, too
+    is_lowest = losses[-1] == min(losses)       # a tie counts, as in that code
     is_highest = accuracies[-1] == max(accuracies)
     return is_lowest or is_highest, is_lowest and is_highest
 
@@ -476,6 +473,8 @@ def loss_or_accuracy_rule(history):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recipe:
+    """A pytree: with another step_size, say, train_step is not compiled anew."""
+
     step_size: float                    # Adam's learning rate
     weight_decay: float                 # the factor of the L2 penalty
     epochs: int                         # the most epochs
@@ -484,8 +483,8 @@ class Recipe:
     rule: Callable = static()           # loss_rule, say
 
 
-# The papers' settings for Cora; 100,000 is from the GAT's code. The GCN penalises its
-# first layer only, which has 22,928 of the 23,040 parameters.
+# The papers' settings for Cora. The GAT's 100,000 epochs and its penalty on all layers
+# are from its code. The GCN's penalty is on its first layer, the larger by far.
 GCN_RECIPE = Recipe(step_size=0.01, weight_decay=5e-4, penalise_all=False,
                     epochs=200, rule=loss_rule, patience=10)
 GAT_RECIPE = Recipe(step_size=0.005, weight_decay=5e-4, penalise_all=True,
@@ -493,7 +492,7 @@ GAT_RECIPE = Recipe(step_size=0.005, weight_decay=5e-4, penalise_all=True,
 
 
 def predict(model, params, graph, rng=None):
-    """The model's logits for all nodes: [N, C]. A key turns dropout on."""
+    """The model's logits for all nodes: [N, C]."""
     _, apply_fun = model
     logits = apply_fun(params, graph.x, graph.adj, rng)
     check_logits(graph, logits)
@@ -506,7 +505,7 @@ def predict(model, params, graph, rng=None):
 def train_step(model, params, state, graph, rng, recipe):
     """One step of Adam on the training nodes -> (params, state)."""
     num_steps, _, _ = state                 # Adam's t, m and v
-    step_rng = jax.random.fold_in(rng, num_steps)       # another key for each step
+    step_rng = jax.random.fold_in(rng, num_steps)       # another for each step
 
     def penalised_loss(params):
         logits = predict(model, params, graph, step_rng)
@@ -532,7 +531,7 @@ def evaluate(model, params, graph):
 
 
 def adam_steps(model, graph, rng, recipe):
-    """The steps of train: yield (epoch, params, metrics) after each."""
+    """One step an epoch: yield (epoch, params, metrics). train may end it early."""
     init_fun, _ = model
     init_rng, dropout_rng = jax.random.split(rng)
     _, params = init_fun(init_rng, graph.x.shape)
@@ -548,6 +547,7 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
 
     log_every: print a line every so many epochs, or at 0 nothing.
     steps: a function like adam_steps; your own can have another optimizer or loss.
+    params: those that the rule kept last.
     history: a dict of lists, a number for each epoch.
     Raises FloatingPointError if the training or validation loss is infinite or nan.
     """
@@ -585,7 +585,7 @@ def train(model, graph, rng, recipe, log_every=10, steps=adam_steps):
     return kept_params, history
 
 
-# 7. Data ------------------------------------------------------------------------------
+# 7. Data and checks -------------------------------------------------------------------
 
 # data/ is beside this file, or, in a notebook, which has no __file__, where that runs.
 CORA = pathlib.Path(globals().get("__file__", "")).parent / "data" / "cora.npz"
@@ -620,7 +620,7 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
     masks = {"train": train_mask, "val": val_mask, "test": test_mask}
     check_graph_arrays(x, y, masks, class_names, normalize)
     if class_names is None:
-        class_names = [str(label) for label in range(int(y.max()) + 1)]
+        class_names = range(int(y.max()) + 1)
     x = x.astype(jnp.result_type(float))        # float32, unless JAX is set to float64
     if normalize:
         x = row_normalize(x)
@@ -636,20 +636,20 @@ def make_graph(x, edge_index, y, train_mask, val_mask, test_mask, class_names=No
 
 
 def load_graph(path=CORA, normalize=True):
-    """Read a Graph from an .npz file of make_graph's arguments.
+    """Read a Graph from an .npz file of make_graph's arrays.
 
     Raises OSError for a missing file, ValueError for whatever is wrong with it.
     """
-    names = ("x", "edge_index", "y", "train_mask", "val_mask", "test_mask",
-             "class_names")
+    names = ["x", "edge_index", "y", "train_mask", "val_mask", "test_mask"]
     arrays, what = {}, path
     with open(path, "rb") as stream:
         try:
-            file = np.lib.npyio.NpzFile(stream)             # np.load takes other files
+            file = np.lib.npyio.NpzFile(stream)     # np.load takes .npy, too
+            if "class_names" in file:
+                names.append("class_names")
             for name in names:
                 what = f"{path}: {name}"
-                if name in file or name != "class_names":   # these may be missing
-                    arrays[name] = file[name]
+                arrays[name] = file[name]
         except Exception as error:              # a damaged file can fail in any way
             raise ValueError(f"{what}: {error}") from error
     try:
@@ -658,7 +658,7 @@ def load_graph(path=CORA, normalize=True):
         raise ValueError(f"{path}: {error}") from error
 
 
-# Checks
+# The checks
 
 
 def check(condition, message):
@@ -698,18 +698,18 @@ def check_nodes(name, nodes, shape, num_nodes):
 def check_graph_arrays(x, y, masks, class_names, normalize):
     check_array("x", x, "numbers", ["N", "F"])
     check(x.size > 0, f"x is {list(x.shape)}: a graph needs a node and a feature")
-    # Below 1e30, a row's sum fits float32, up to 3e38. (In float16, 1e30 is infinite.)
+    # Below 1e30, a row's sum fits float32. (As float16, 1e30 would be infinite.)
     check_each(np.abs(x) < np.float64(1e30), "x", x, "it must be below 1e30 in size")
-    check_each((x >= 0) | (not normalize), "x", x, "negative numbers, whose sum can "
-               "be 0, need normalize=False (the scripts: --no-normalize)")
+    check_each((x >= 0) | (not normalize), "x", x,
+               "negative numbers, whose sum can be 0, need normalize=False")
 
     check_array("y", y, "integers", [len(x)])
     num_classes = len(x)            # a stray number must not make a million names
     if class_names is not None:
         check_array("class_names", np.asarray(class_names), "strings", ["C"])
         num_classes = len(class_names)
-    check_each((y >= -1) & (y < num_classes), "y", y,
-               f"-1 for none, or 0 to {num_classes - 1}; more classes need class_names")
+    check_each((y >= -1) & (y < num_classes), "y", y, "-1 for none, or 0 to "
+               f"{num_classes - 1}; more classes need more class_names")
 
     is_taken = np.zeros(len(x), bool)
     for split, mask in masks.items():
@@ -753,5 +753,6 @@ def check_training(graph, rng, recipe):
           "dataclasses.replace(graph, val=graph.train) takes train's")
 
 
-# What to copy for a file of your own: for a GCN, all but section 3; for a GAT, all but
-# GraphConvolution and GCN. What begins with check, functions and calls, can be deleted.
+# What to copy for a file of your own, beside data/: for a GCN, all but section 3; for a
+# GAT, all but GraphConvolution and GCN. Functions that begin with check can be deleted,
+# with their calls.

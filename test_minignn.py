@@ -690,7 +690,7 @@ def test_training_compiles_the_step_and_the_evaluation_once(caplog):
     assert compiled.count("train_step") == compiled.count("evaluate") == 1
 
 
-# 7. Data ------------------------------------------------------------------------------
+# 7. Data and checks -------------------------------------------------------------------
 
 
 def test_from_dense_stores_the_nonzero_entries_by_row():
@@ -772,7 +772,7 @@ BAD_GRAPHS = {
     "y[5] is -2: -1 for none, or 0 to 5; more": changed("y", 5, -2),
     "y[4] is 2: -1 for none, or 0 to 1;": small(
         y=[0, 1, 1, 0, 2, -1], class_names=["a", "b"]),
-    "y[5] is 6: -1 for none, or 0 to 5; more classes": changed("y", 5, 6),
+    "y[5] is 6: -1 for none, or 0 to 5; more classes need more": changed("y", 5, 6),
     "y[3] is -1: val_mask needs a class here": changed("y", 3, -1),
     "train_mask is int64 [6]: it must be booleans [6]": small(train_mask=[0] * 6),
     "val_mask is bool [7]: it must be": small(val_mask=np.zeros(7, bool)),
