@@ -11,23 +11,22 @@ import numpy as np
 
 from minignn import CORA, GAT, GAT_RECIPE, adam_steps, evaluate, load_graph, train
 
-parser = argparse.ArgumentParser(
-    description=__doc__, allow_abbrev=False,
-    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-add, paper = parser.add_argument, GAT_RECIPE
+parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+add = parser.add_argument
 add("--data", default=CORA, help="an .npz file of the arrays that make_graph takes")
 add("--no-normalize", action="store_true", help="leave the rows of x as they are")
 add("--heads", type=int, default=8, help="heads of the first layer")
 add("--out-heads", type=int, default=1, help="heads of the last layer")
 add("--hidden", type=int, default=8, help="hidden units of a head")
 add("--dropout", type=float, default=0.6, help="the fraction of what is dropped")
-add("--lr", type=float, default=paper.step_size, help="learning rate")
-add("--weight-decay", type=float, default=paper.weight_decay, help="L2 factor")
-add("--epochs", type=int, default=paper.epochs, help="the most epochs")
-add("--patience", type=int, default=paper.patience, help="epochs without progress")
+add("--lr", type=float, default=GAT_RECIPE.step_size, help="learning rate")
+add("--weight-decay", type=float, default=GAT_RECIPE.weight_decay, help="L2 factor")
+add("--epochs", type=int, default=GAT_RECIPE.epochs, help="the most epochs")
+add("--patience", type=int, default=GAT_RECIPE.patience, help="epochs without progress")
 add("--seed", type=int, default=0, help="the seed of the first run")
 add("--runs", type=int, default=1, help="runs, a seed for each; the paper: 100")
-add("--log-every", type=int, default=10, help="of a single run, 0: silent")
+add("--log-every", type=int, default=10, help="epochs from line to line, 0: none")
 either = parser.add_mutually_exclusive_group().add_argument
 either("--fast", action="store_true", help="less time an epoch, see scale/faster.py")
 either("--devices", type=int, default=1, help="devices to spread the edges over")
@@ -36,13 +35,12 @@ if hasattr(sys.stdout, "reconfigure"):          # a notebook's has none
 args = parser.parse_args()
 
 big = 2 ** 31
-bounds = {
-    "heads": (1, big), "out_heads": (1, big),
-    "hidden": (1, big), "epochs": (1, big), "patience": (1, big), "runs": (1, big),
-    "lr": (0, big), "weight_decay": (0, big), "log_every": (0, big), "dropout": (0, 1),
-    "devices": (1, jax.device_count() + 1), "seed": (0, 2 ** 32 + 1 - args.runs)}
-for name, (least, end) in bounds.items():
-    value, flag = getattr(args, name), name.replace("_", "-")
+bounds = {"heads": (1, big), "out-heads": (1, big), "hidden": (1, big),
+          "epochs": (1, big), "patience": (1, big), "runs": (1, big), "lr": (0, big),
+          "weight-decay": (0, big), "log-every": (0, big), "dropout": (0, 1),
+          "devices": (1, jax.device_count() + 1), "seed": (0, 2 ** 32 + 1 - args.runs)}
+for flag, (least, end) in bounds.items():
+    value = getattr(args, flag.replace("-", "_"))
     if not least <= value < end:
         parser.error(f"--{flag} is {value}: it must be from {least} to below {end}")
 
@@ -60,13 +58,12 @@ model = GAT(heads, [args.hidden], len(graph.class_names), args.dropout)
 steps = adam_steps
 if args.fast:
     from scale.faster import faster
-    steps = faster(graph, hops=2)
+    steps = faster(graph, hops=2)               # as many as layers
 if args.devices > 1:
     from scale.devices import shard_graph
     graph = shard_graph(graph, jax.make_mesh((args.devices,), ("edges",)))
-recipe = dataclasses.replace(
-    paper, step_size=args.lr, weight_decay=args.weight_decay, epochs=args.epochs,
-    patience=args.patience)
+recipe = dataclasses.replace(GAT_RECIPE, step_size=args.lr, epochs=args.epochs,
+                             weight_decay=args.weight_decay, patience=args.patience)
 log_every = args.log_every if args.runs == 1 else 0
 accuracies = []
 for seed in range(args.seed, args.seed + args.runs):

@@ -11,35 +11,34 @@ import numpy as np
 
 from minignn import CORA, GCN, GCN_RECIPE, adam_steps, evaluate, load_graph, train
 
-parser = argparse.ArgumentParser(
-    description=__doc__, allow_abbrev=False,
-    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-add, paper = parser.add_argument, GCN_RECIPE
+parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+add = parser.add_argument
 add("--data", default=CORA, help="an .npz file of the arrays that make_graph takes")
 add("--no-normalize", action="store_true", help="leave the rows of x as they are")
 add("--hidden", type=int, default=16, help="hidden units")
 add("--dropout", type=float, default=0.5, help="the fraction dropped of each input")
-add("--lr", type=float, default=paper.step_size, help="learning rate")
-add("--weight-decay", type=float, default=paper.weight_decay, help="L2 factor")
-add("--epochs", type=int, default=paper.epochs, help="the most epochs")
-add("--patience", type=int, default=paper.patience, help="epochs without progress")
+add("--lr", type=float, default=GCN_RECIPE.step_size, help="learning rate")
+add("--weight-decay", type=float, default=GCN_RECIPE.weight_decay, help="L2 factor")
+add("--epochs", type=int, default=GCN_RECIPE.epochs, help="the most epochs")
+add("--patience", type=int, default=GCN_RECIPE.patience, help="epochs without progress")
 add("--seed", type=int, default=0, help="the seed of the first run")
 add("--runs", type=int, default=1, help="runs, a seed for each; the paper: 100")
-add("--log-every", type=int, default=10, help="of a single run, 0: silent")
+add("--log-every", type=int, default=10, help="epochs from line to line, 0: none")
 either = parser.add_mutually_exclusive_group().add_argument
 either("--fast", action="store_true", help="less time an epoch, see scale/faster.py")
 either("--devices", type=int, default=1, help="devices to spread the edges over")
 if hasattr(sys.stdout, "reconfigure"):          # a notebook's has none
-    sys.stdout.reconfigure(errors="replace")    # not every terminal has č and ±
+    sys.stdout.reconfigure(errors="replace")    # not every terminal has ±
 args = parser.parse_args()
 
 big = 2 ** 31
 bounds = {
     "hidden": (1, big), "epochs": (1, big), "patience": (1, big), "runs": (1, big),
-    "lr": (0, big), "weight_decay": (0, big), "log_every": (0, big), "dropout": (0, 1),
+    "lr": (0, big), "weight-decay": (0, big), "log-every": (0, big), "dropout": (0, 1),
     "devices": (1, jax.device_count() + 1), "seed": (0, 2 ** 32 + 1 - args.runs)}
-for name, (least, end) in bounds.items():
-    value, flag = getattr(args, name), name.replace("_", "-")
+for flag, (least, end) in bounds.items():
+    value = getattr(args, flag.replace("-", "_"))
     if not least <= value < end:
         parser.error(f"--{flag} is {value}: it must be from {least} to below {end}")
 
@@ -56,13 +55,12 @@ model = GCN(args.hidden, len(graph.class_names), args.dropout)
 steps = adam_steps
 if args.fast:
     from scale.faster import faster
-    steps = faster(graph, hops=2)
+    steps = faster(graph, hops=2)               # as many as layers
 if args.devices > 1:
     from scale.devices import shard_graph
     graph = shard_graph(graph, jax.make_mesh((args.devices,), ("edges",)))
-recipe = dataclasses.replace(
-    paper, step_size=args.lr, weight_decay=args.weight_decay, epochs=args.epochs,
-    patience=args.patience)
+recipe = dataclasses.replace(GCN_RECIPE, step_size=args.lr, epochs=args.epochs,
+                             weight_decay=args.weight_decay, patience=args.patience)
 log_every = args.log_every if args.runs == 1 else 0
 accuracies = []
 for seed in range(args.seed, args.seed + args.runs):
