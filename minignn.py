@@ -150,7 +150,7 @@ def normalize_adjacency(edge_index, num_nodes):
                                                  [0  , .41, .50]]
 
     Weights of 1 / d_i would make the sum a mean. With the roots of both, a neighbour
-    that has many neighbours itself counts less, and Â is symmetric if the edges are.
+    that has many neighbours itself counts less.
 
     edge_index: integers [2, number of edges], sources and targets. An edge from j to i
     is an entry in row i, column j: a node hears from those that point at it. An
