@@ -39,9 +39,9 @@ JAX, for readers who know NumPy (jnp is JAX's NumPy):
                 params
     jax.jit     jit(f) is f, compiled. The first call runs f on stand-ins for arrays and
                 numbers, which have a shape but no value, and records what it does;
-                later calls run the record. What must be known by value (a function to
-                call, a string, the size of a new array, what an `if` tests) is marked
-                static, as an argument or a field of a class, and has no stand-in. A new
+                later calls run the record. An argument, or a field of a class, that
+                must be known by value is marked static and has no stand-in: a function
+                to call, a string, the size of a new array, what an `if` tests. A new
                 shape, type or static value makes a new record
 
 Shapes stand in brackets: N nodes, E stored entries of a matrix, F features, C classes,
@@ -125,7 +125,7 @@ class Graph:
     train: jax.Array                            # [n], indices of nodes to learn from,
     val: jax.Array                              # those that say when to stop,
     test: jax.Array                             # those that the result is measured on
-    class_names: tuple = static()               # C strings
+    class_names: tuple = static()               # a string for each class
 
     def __repr__(self):
         N, F = self.x.shape
@@ -203,7 +203,7 @@ def split_or_none(rng, num):
     return [None] * num if rng is None else jax.random.split(rng, num)
 
 
-# A layer is a pair of functions, and so is a model; functions in CapWords make them:
+# A function in CapWords makes a layer, which is a pair of functions, as a model is:
 #
 #     init_fun(rng, input_shape) -> (output_shape, params)
 #     apply_fun(params, x, adj, rng=None) -> output
