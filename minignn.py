@@ -39,10 +39,10 @@ JAX, for readers who know NumPy (jnp is JAX's NumPy):
                 params
     jax.jit     jit(f) is f, compiled. The first call runs f on stand-ins for arrays and
                 numbers, which have a shape but no value, and records what it does;
-                later calls run the record. An argument, or a field of a class, that
-                must be known by value is marked static and has no stand-in: a function
-                to call, a string, the size of a new array, what an `if` tests. A new
-                shape, type or static value makes a new record
+                later calls run the record. So f sees no values: what it must know by
+                value (a function to call, a string, the size of a new array, what an
+                `if` tests) is marked static, be it an argument or a field of a class.
+                A new shape, type or static value makes a new record
 
 Shapes stand in brackets: N nodes, E stored entries of a matrix, F features, C classes,
 H heads of D units; n, m, k are any numbers. Functions whose names begin with check
@@ -160,8 +160,8 @@ def normalize_adjacency(edge_index, num_nodes):
     edges = np.asarray(edge_index, np.int64)                # N * N can exceed int32
     nodes = np.arange(num_nodes)
     cols, rows = np.hstack([edges, [nodes, nodes]])         # sources, targets
-    # Each place once. (NumPy 2.4's np.unique is slower.) A place's number, row by row:
-    # of 3 columns, row 1, column 2 is 5.
+    # Each place has a number: with 3 columns, row 1, column 2 is 5. Keep each once, as
+    # by np.unique, which is slower in NumPy 2.4.
     places = np.sort(rows * num_nodes + cols)               # [0, 5, 5], say
     places = places[np.diff(places, prepend=-1) > 0]        # [0, 5]
     rows, cols = np.divmod(places, num_nodes)               # [0, 1], [0, 2]
@@ -393,8 +393,8 @@ def cross_entropy(logits, labels):
     """
     check_array("labels", labels, "integers", logits.shape[:1])
     num_nodes, num_classes = logits.shape
-    # Compiled code cannot raise an error for a value. So what is no class is read as
-    # class 0, times nan, which loss and gradient show. (JAX would read some class.)
+    # Compiled code cannot raise an error for a value, and would read some class. So a
+    # label that is no class is read as 0, and its term times nan makes the loss nan.
     is_class = (labels >= 0) & (labels < num_classes)
     classes = jnp.where(is_class, labels, 0)
     log_p = log_softmax(logits)[jnp.arange(num_nodes), classes]             # [n]
