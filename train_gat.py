@@ -26,7 +26,7 @@ add("--epochs", type=int, default=GAT_RECIPE.epochs, help="the most epochs")
 add("--patience", type=int, default=GAT_RECIPE.patience, help="epochs without progress")
 add("--seed", type=int, default=0, help="the seed of the first run")
 add("--runs", type=int, default=1, help="runs, a seed for each; the paper: 100")
-add("--log-every", type=int, default=10, help="epochs from line to line, 0: none")
+add("--log-every", type=int, default=10, help="of a single run: epochs a line, 0: none")
 either = parser.add_mutually_exclusive_group().add_argument
 either("--fast", action="store_true", help="less time an epoch, see scale/faster.py")
 either("--devices", type=int, default=1, help="devices to spread the edges over")
