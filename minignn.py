@@ -394,7 +394,7 @@ def cross_entropy(logits, labels):
     check_array("labels", labels, "integers", logits.shape[:1])
     num_nodes, num_classes = logits.shape
     # Compiled code cannot raise an error for a value, and would read some class. So a
-    # label that is no class is read as 0, and its term times nan makes the loss nan.
+    # label that is no class is read as 0, times nan, which shows in loss and gradient.
     is_class = (labels >= 0) & (labels < num_classes)
     classes = jnp.where(is_class, labels, 0)
     log_p = log_softmax(logits)[jnp.arange(num_nodes), classes]             # [n]
